@@ -1,0 +1,1 @@
+"""From a spec to a running, ready, watched inference engine. Never imports `gateway`."""
