@@ -1,0 +1,1 @@
+"""What operators see: metrics, the program's log, the access log."""

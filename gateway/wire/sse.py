@@ -1,0 +1,90 @@
+"""Server-sent events, bytes in and bytes out. Works on whole events, whatever pieces the network hands over.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+"""
+
+from typing import Final
+
+DONE: Final = b"[DONE]"
+DONE_EVENT: Final = b"data: [DONE]\n\n"
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+MAX_EVENT: Final = 16 * 1024 * 1024  # bytes; more than any engine sends in one event
+
+
+class EventTooLargeError(ValueError):
+    """One event passed `MAX_EVENT` without an end."""
+
+
+class Splitter:
+    """Cuts a byte stream into events, each without its closing blank line and with LF as line end.
+
+    Bytes of an event that has not ended stay inside: at the end of the stream `rest` tells whether the last event was
+    cut off. CR and CRLF line ends are read too; a raw CR or LF cannot occur inside an event's JSON.
+    """
+
+    __slots__ = ("_held_cr", "_started", "rest")
+
+    def __init__(self) -> None:
+        self.rest = b""
+        self._started = False
+        self._held_cr = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Returns the events that ended with these bytes. Raises `EventTooLargeError`."""
+        if not self._started:
+            data = self.rest + data
+            self.rest = b""
+            if len(data) < 3 and b"\xef\xbb\xbf".startswith(data):
+                self.rest = data
+                return []
+            self._started = True
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        if self._held_cr or b"\r" in data:
+            data = self._with_lf(data)
+        if self.rest:
+            data = self.rest + data
+        parts = data.split(b"\n\n")
+        self.rest = parts.pop()
+        if len(self.rest) > MAX_EVENT:
+            raise EventTooLargeError
+        # A further blank line between events leaves a part that is empty or starts with LF.
+        return [part for raw in parts if (part := raw.lstrip(b"\n"))]
+
+    def _with_lf(self, data: bytes) -> bytes:
+        if self._held_cr:
+            data = b"\r" + data
+        self._held_cr = data.endswith(b"\r")  # it may be the first half of a CRLF
+        if self._held_cr:
+            data = data[:-1]
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def payload(event: bytes) -> bytes | None:
+    """The data of an event (as `Splitter` gives it); None if it has none, as a comment."""
+    if event.startswith(b"data: ") and b"\n" not in event:
+        return event[6:]
+    lines = []
+    for line in event.split(b"\n"):
+        name, colon, value = line.partition(b":")
+        if name == b"data":
+            lines.append(value.removeprefix(b" ") if colon else b"")
+    return b"\n".join(lines) if lines else None
+
+
+def name(event: bytes) -> bytes | None:
+    """The event's own name (`event: …`), None without one."""
+    if event.startswith(b"data: "):
+        return None
+    found = None
+    for line in event.split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"event":
+            found = value.removeprefix(b" ")
+    return found
+
+
+def event(data: bytes, name: bytes | None = None) -> bytes:
+    """One event. `data` must be one line."""
+    if name is not None:
+        return b"event: %b\ndata: %b\n\n" % (name, data)
+    return b"data: %b\n\n" % data
