@@ -6,6 +6,7 @@ The request path counts in plain attributes and lists; prometheus_client sees th
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -13,7 +14,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from engines.types import FleetView, ReplicaState
 
@@ -21,66 +21,10 @@ CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4  # of what `Metrics.render` gives
 OTHER: Final = "other"  # the label of everything beyond the cap, and of models nobody configured
 
 # Upper bounds, in seconds.
-TTFT: Final = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    60,
-    120,
-)
-INTER_TOKEN: Final = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.015,
-    0.02,
-    0.03,
-    0.04,
-    0.05,
-    0.075,
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2.5,
-    5,
-)
+TTFT: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120)
+INTER_TOKEN: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 5)
 REQUEST: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-OVERHEAD: Final = (
-    0.00001,
-    0.000025,
-    0.00005,
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    1,
-)
+OVERHEAD: Final = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 LOOP_LAG: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 _K = TypeVar("_K")
@@ -253,22 +197,14 @@ class _Exposition(Collector):
             (
                 ((m.name, kind), n)
                 for m in models
-                for kind, n in (
-                    ("prompt", m.prompt_tokens),
-                    ("completion", m.completion_tokens),
-                    ("cached", m.cached_tokens),
-                )
+                for kind, n in _kinds(m.prompt_tokens, m.completion_tokens, m.cached_tokens)
             ),
         )
         yield _counter(
             "key_tokens",
             "Tokens used by each key.",
             ("key", "kind"),
-            (
-                ((k.name, kind), n)
-                for k in keys
-                for kind, n in (("prompt", k.prompt), ("completion", k.completion), ("cached", k.cached))
-            ),
+            (((k.name, kind), n) for k in keys for kind, n in _kinds(k.prompt, k.completion, k.cached)),
         )
         yield _histogram(
             "time_to_first_token_seconds",
@@ -359,12 +295,8 @@ def _histogram(
 
 
 def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
-    so_far = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
-        so_far += count
-        buckets.append((floatToGoString(bound), so_far))
-    return buckets
+    names = (*(str(float(bound)) for bound in histogram.bounds), "+Inf")
+    return list(zip(names, accumulate(histogram.counts), strict=True))
 
 
 # Copied in one step, so that the loop's thread may add to them during a scrape in another.
@@ -376,6 +308,10 @@ def _items(table: Mapping[_K, _V]) -> list[tuple[_K, _V]]:
 
 def _values(table: Mapping[str, _V]) -> list[_V]:
     return list(table.values())
+
+
+def _kinds(prompt: int, completion: int, cached: int) -> tuple[tuple[str, int], ...]:
+    return ("prompt", prompt), ("completion", completion), ("cached", cached)
 
 
 def _plus(a: float, b: float) -> float:
