@@ -62,7 +62,9 @@ def no_healthy_engine(model: str, retry_after: float = 5) -> GatewayError:
     )
 
 
-def engine_failed(message: str = "The engine failed while it was answering, and the answer cannot be continued.") -> GatewayError:
+def engine_failed(
+    message: str = "The engine failed while it was answering, and the answer cannot be continued.",
+) -> GatewayError:
     return GatewayError(502, "engine_failed", message, type=SERVER, fault=Fault.ENGINE)
 
 
@@ -76,5 +78,10 @@ def timeout(message: str = "The engine did not answer in time.") -> GatewayError
 
 def draining() -> GatewayError:
     return GatewayError(
-        503, "draining", "The gateway is shutting down. Please try again.", type=SERVER, fault=Fault.GATEWAY, retry_after=1
+        503,
+        "draining",
+        "The gateway is shutting down. Please try again.",
+        type=SERVER,
+        fault=Fault.GATEWAY,
+        retry_after=1,
     )

@@ -1,0 +1,156 @@
+"""Errors over the wire: ours as bodies and headers, and an engine's turned into ours."""
+
+import math
+import re
+from typing import Any, Final
+
+import orjson
+
+from gateway import errors
+from gateway.errors import INVALID, SERVER, Fault, GatewayError
+from gateway.types import Endpoint, Headers
+from gateway.wire import sse
+
+MAX_MESSAGE: Final = 1000  # characters of an engine's message that are passed on
+
+ANTHROPIC_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def _object(error: GatewayError) -> dict[str, Any]:
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def _anthropic(error: GatewayError) -> dict[str, Any]:
+    kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def body(error: GatewayError, endpoint: Endpoint | None = None) -> bytes:
+    """The answer's body, in the shape that the endpoint's clients read."""
+    return orjson.dumps(_anthropic(error) if endpoint and endpoint.dialect == "anthropic" else _object(error))
+
+
+def event(error: GatewayError, endpoint: Endpoint) -> bytes:
+    """The event that ends a stream after a failure: the one ending that every SDK reports (facts: sse.md §1)."""
+    if endpoint.dialect == "anthropic":
+        return sse.event(orjson.dumps(_anthropic(error)), b"error")
+    if endpoint.dialect == "responses":
+        return sse.event(
+            orjson.dumps({"type": "error", "code": error.code, "message": error.message, "param": error.param}),
+            b"error",
+        )
+    return sse.event(orjson.dumps(_object(error)))
+
+
+def headers(error: GatewayError) -> Headers:
+    """What an error adds to a reply's headers: when to come back, and whether to."""
+    found: Headers = [(name.encode(), value.encode()) for name, value in error.headers]
+    if error.retry_after is not None:
+        found.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
+        found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(error.retry_after * 1000))))
+    if error.should_retry is not None:
+        found.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+    return found
+
+
+# ---- an engine's errors
+
+
+def _engine_error(raw: bytes) -> tuple[str | None, str | None, str | None]:
+    """(message, type, param) of an engine's error body, as far as it has them. vLLM has three shapes of it."""
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None, None, None
+    if not isinstance(found, dict):
+        return None, None, None
+    error = found.get("error")
+    if isinstance(error, dict):
+        message, kind, param = error.get("message"), error.get("type"), error.get("param")
+        return (
+            message if isinstance(message, str) else None,
+            kind if isinstance(kind, str) else None,
+            param if isinstance(param, str) else None,
+        )
+    detail = found.get("detail", error)
+    return (detail if isinstance(detail, str) else None), None, None
+
+
+VALIDATION: Final = re.compile(r"'loc': \(([^)]*)\), 'msg': (?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
+"""One fault in a dump of pydantic's errors, which vLLM sends as a message. The dump also repeats the input (a prompt)."""
+
+ADDRESS: Final = re.compile(r"(?:https?://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b)")
+
+
+def _readable(message: str) -> tuple[str, str | None]:
+    """An engine's message without what must not leave, and the field that it speaks of, if it is a dump of faults."""
+    param = None
+    dump = VALIDATION.search(message)
+    if dump:
+        path = [part.strip().strip("'\"") for part in dump[1].split(",") if part.strip()]
+        names = [part for part in path if part != "body" and (part.isdigit() or part.isidentifier())]
+        param = "".join(f"[{n}]" if n.isdigit() else f".{n}" for n in names).lstrip(".") or None
+        message = f"Invalid value for '{param}': {dump[2] or dump[3]}." if param else f"{dump[2] or dump[3]}."
+    elif "'input':" in message:
+        message = "The engine did not accept the request."
+    message = ADDRESS.sub("<address>", message)
+    return (message if len(message) <= MAX_MESSAGE else message[:MAX_MESSAGE] + "…"), param
+
+
+TOO_LONG: Final = re.compile(
+    r"maximum context length|longer than the maximum model length|max_model_len|input_tokens", re.IGNORECASE
+)
+
+
+def from_engine(status: int, raw: bytes, endpoint: Endpoint, model: str) -> GatewayError:
+    """An engine's answer other than success, as a client may see it.
+
+    A client's own mistake keeps its status and message. What the client cannot have caused (the engine's key or
+    address is wrong, the engine is broken) becomes ours: 502 or 503.
+    """
+    message, kind, param = _engine_error(raw)
+    if status == 503:
+        return GatewayError(
+            503,
+            "overloaded",
+            f"The engines of the model '{model}' are overloaded. Please try again.",
+            type=SERVER,
+            fault=Fault.ENGINE,
+            retry_after=1,
+        )
+    if status in (404, 405) and kind is None:
+        return GatewayError(
+            404,
+            None,
+            f"The model '{model}' does not support the endpoint {endpoint.path}.",
+            param="model",
+        )
+    if status in (401, 403, 404, 407) or not 400 <= status < 500:
+        return errors.upstream_error(f"The engine answered with an error (status {status}).")
+    text, named = _readable(message or f"The engine did not accept the request (status {status}).")
+    param = named or (param.removeprefix("body.") if param else None)
+    code = "invalid_value"
+    if param == "input_tokens" or TOO_LONG.search(text):
+        code, param = "context_length_exceeded", endpoint.prompt_field
+    return GatewayError(status, code, text, type=INVALID, param=param)
+
+
+def from_engine_event(payload: bytes, endpoint: Endpoint, model: str) -> GatewayError:
+    """An error event in an engine's stream. Its own integer code says what it would have been as a status."""
+    try:
+        error = orjson.loads(payload).get("error")
+        code = error.get("code") if isinstance(error, dict) else None
+    except (orjson.JSONDecodeError, AttributeError):
+        code = None
+    if isinstance(code, int) and 400 <= code < 500:
+        return from_engine(code, payload, endpoint, model)
+    return errors.engine_failed()

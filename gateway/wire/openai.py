@@ -1,0 +1,190 @@
+"""OpenAI's requests: which endpoints there are, and a body's way in (judged) and out to the engine (encoded afresh)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import GatewayError
+from gateway.types import Call, Endpoint
+from gateway.wire import fields
+from gateway.wire.rules import invalid, missing, type_name, wrong_type
+
+MAX_FIELDS: Final = 256
+MAX_FIELD_NAME: Final = 256
+
+ENDPOINTS: Final[tuple[Endpoint, ...]] = (
+    Endpoint(
+        "/v1/chat/completions",
+        "/v1/chat/completions",
+        "openai",
+        fields.CHAT,
+        ("messages",),
+        "messages",
+        streams=True,
+        generates=True,
+    ),
+    Endpoint(
+        "/v1/completions",
+        "/v1/completions",
+        "openai",
+        fields.COMPLETIONS,
+        ("prompt",),
+        "prompt",
+        streams=True,
+        generates=True,
+    ),
+    Endpoint("/v1/embeddings", "/v1/embeddings", "openai", fields.EMBEDDINGS, (), "input"),
+    Endpoint("/v1/rerank", "/v1/rerank", "openai", fields.RERANK, ("query", "documents"), "documents"),
+    Endpoint("/v1/score", "/v1/score", "openai", fields.SCORE, (), "text_1"),
+    Endpoint("/v1/classify", "/classify", "openai", fields.CLASSIFY, (), "input"),
+    Endpoint(
+        "/v1/responses",
+        "/v1/responses",
+        "responses",
+        fields.RESPONSES,
+        ("input",),
+        "input",
+        streams=True,
+        generates=True,
+    ),
+    Endpoint(
+        "/v1/messages",
+        "/v1/messages",
+        "anthropic",
+        fields.MESSAGES,
+        ("messages", "max_tokens"),
+        "messages",
+        streams=True,
+        generates=True,
+    ),
+    Endpoint(
+        "/v1/messages/count_tokens",
+        "/v1/messages/count_tokens",
+        "anthropic",
+        fields.MESSAGES,
+        ("messages",),
+        "messages",
+    ),
+    Endpoint("/tokenize", "/tokenize", "openai", fields.TOKENIZE, (), "prompt"),
+    Endpoint("/detokenize", "/detokenize", "openai", fields.DETOKENIZE, ("tokens",), "tokens"),
+)
+
+
+def parse(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """The body as a JSON object, and whether it is exact (False: it holds a number that no double can).
+
+    Raises `GatewayError` invalid_json.
+    """
+    exact = True
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as e:
+        if "infinity" not in e.msg:
+            raise not_json(f"{e.msg[:1].upper()}{e.msg[1:]}") from None
+        body, exact = _huge_numbers(raw), False
+    if not isinstance(body, dict):
+        raise not_json(f"Expected an object, but got {type_name.get(type(body), 'something else')} instead")
+    return body, exact
+
+
+def not_json(why: str) -> GatewayError:
+    return GatewayError(400, "invalid_json", f"We could not parse the JSON body of your request. {why}.")
+
+
+def _huge_numbers(raw: bytes) -> object:
+    """Reads what orjson will not: numbers beyond a double. Slow, and only for telling the client which field it is."""
+    try:
+        return json.loads(
+            raw.decode(),
+            parse_int=lambda text: int(text) if len(text) < 20 else (-(10**20) if text[0] == "-" else 10**20),
+        )
+    except (ValueError, RecursionError):
+        raise not_json("A number is out of range") from None
+
+
+def decode(endpoint: Endpoint, raw: bytes) -> Call:
+    """Stage 2: judges what routes, bounds or endangers, and keeps the rest as it is. Raises `GatewayError`."""
+    body, exact = parse(raw)
+    model = body.get("model")
+    if model is None:
+        raise GatewayError(400, "missing_required_parameter", "You must provide a model parameter.", param="model")
+    if not isinstance(model, str):
+        wrong_type(model, "model", "a string")
+    if len(body) > MAX_FIELDS:
+        raise GatewayError(400, None, f"The body has {len(body)} fields; at most {MAX_FIELDS} are accepted.")
+    rules = endpoint.rules
+    for name, value in body.items():
+        rule = rules.get(name)
+        if rule is not None:
+            rule(value, name)
+        elif len(name) > MAX_FIELD_NAME:
+            raise GatewayError(
+                400, None, f"A field's name has {len(name)} characters; at most {MAX_FIELD_NAME} are accepted."
+            )
+    if not exact:
+        raise not_json("A number is out of range")
+    for name in endpoint.required:
+        if body.get(name) is None:
+            missing(name)
+    _together(endpoint, body)
+    stream = body.get("stream") is True
+    options = body.get("stream_options")
+    return Call(
+        endpoint,
+        model,
+        body,
+        len(raw),
+        stream and endpoint.streams,
+        bool(stream and options and options.get("include_usage")),
+        _answer_bound(body) if endpoint.generates else 0,
+    )
+
+
+def _together(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
+    """Fields that must agree with one another."""
+    if body.get("stream_options") is not None and body.get("stream") is not True:
+        invalid("stream_options", "it is only allowed when 'stream' is true.")
+    if body.get("stream") is True and not endpoint.streams:
+        invalid("stream", "this endpoint does not stream.")
+    if endpoint.rules is not fields.CHAT:
+        if endpoint.rules is fields.EMBEDDINGS and body.get("input") is None and body.get("messages") is None:
+            missing("input")
+        return
+    old, new = body.get("max_tokens"), body.get("max_completion_tokens")
+    if old is not None and new is not None and old != new:
+        invalid("max_tokens", "'max_tokens' and 'max_completion_tokens' are both set and differ; set one of them.")
+    if body.get("top_logprobs") and not body.get("logprobs"):
+        invalid("top_logprobs", "it is only allowed when 'logprobs' is true.")
+    choice = body.get("tool_choice")
+    if choice is not None and choice != "none":
+        tools = body.get("tools")
+        if not tools:
+            invalid("tool_choice", "it is only allowed when 'tools' are given.")
+        if isinstance(choice, dict):
+            wanted = choice.get("function", {}).get("name") if isinstance(choice.get("function"), dict) else None
+            if wanted not in [
+                tool.get("function", {}).get("name") for tool in tools if isinstance(tool.get("function", {}), dict)
+            ]:
+                invalid("tool_choice", "it names a function that is not among 'tools'.")
+
+
+def _answer_bound(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        value = body.get(name)
+        if value is not None:
+            return int(value) * int(body.get("n") or 1)
+    return None
+
+
+def encode(call: Call, served_name: str) -> bytes:
+    """The engine's body: what was judged, the engine's own name for the model, and the usage that we always ask for."""
+    body = {**call.body, "model": served_name}
+    if call.stream and call.endpoint.dialect == "openai":
+        # Without include_usage of the client's own, per-chunk usage would change every chunk: it is left out.
+        client_options = call.body.get("stream_options") or {}
+        body["stream_options"] = (
+            {**client_options, "include_usage": True} if call.include_usage else {"include_usage": True}
+        )
+    return orjson.dumps(body)
