@@ -115,7 +115,7 @@ def _is_host(value: str) -> bool:
     return True
 
 
-def _host(value: str) -> str:
+def listen_host(value: str) -> str:
     if not _is_host(value):
         raise ValueError("must be an IP address or a host name, without a port")
     return value
@@ -197,7 +197,7 @@ class _Section(BaseModel):
 class ServerConfig(_Section):
     """The socket that clients reach, and how patient it is."""
 
-    host: Annotated[str, AfterValidator(_host)] = Field(
+    host: Annotated[str, AfterValidator(listen_host)] = Field(
         default="127.0.0.1", description="Address to listen on; 0.0.0.0 or :: for every interface."
     )
     port: int = Field(default=8080, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
