@@ -50,8 +50,15 @@ class Refused(Exception):  # noqa: N818 - a verdict, not a fault
 class Lease(Protocol):
     """What an admitted request holds."""
 
-    standing: Standing  # after this request's own reservation
-    reserved: int  # tokens taken from the per-minute limit; 0 without such a limit
+    @property
+    def standing(self) -> Standing:
+        """Right after this request's own reservation."""
+        ...
+
+    @property
+    def reserved(self) -> int:
+        """Tokens taken from the per-minute limit; 0 without such a limit."""
+        ...
 
     def settle(self, tokens: int | None) -> None:
         """Gives back the parallel slot and replaces the reservation by what was really used.
@@ -65,7 +72,8 @@ class Lease(Protocol):
 class Account(Protocol):
     """The limiter's state for one key: outlives a reload, found again by the key's id."""
 
-    limits: Limits
+    @property
+    def limits(self) -> Limits: ...
 
 
 class Limiter(Protocol):

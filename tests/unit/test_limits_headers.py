@@ -1,0 +1,54 @@
+import math
+
+import pytest
+
+from gateway.limits.base import Standing, Window
+from gateway.limits.headers import limit_headers, retry_headers
+
+
+def test_a_limit_that_does_not_exist_has_no_headers() -> None:
+    assert limit_headers(Standing(None, None)) == []
+
+
+def test_each_limit_tells_limit_remaining_and_reset() -> None:
+    assert limit_headers(Standing(Window(600, 599, 60.0), Window(200_000, 0, 0.012))) == [
+        (b"x-ratelimit-limit-requests", b"600"),
+        (b"x-ratelimit-remaining-requests", b"599"),
+        (b"x-ratelimit-reset-requests", b"1m0s"),
+        (b"x-ratelimit-limit-tokens", b"200000"),
+        (b"x-ratelimit-remaining-tokens", b"0"),
+        (b"x-ratelimit-reset-tokens", b"12ms"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, b"0s"),
+        (0.0001, b"1ms"),
+        (0.9991, b"1s"),
+        (0.999, b"999ms"),
+        (1.0, b"1s"),
+        (1.5, b"1.5s"),
+        (6.0, b"6s"),
+        (10.0, b"10s"),
+        (10.25, b"10.25s"),
+        (59.9999, b"1m0s"),
+        (60.0, b"1m0s"),
+        (60.5, b"1m0.5s"),
+        (100.05, b"1m40.05s"),
+    ],
+)
+def test_resets_are_durations_rounded_up_to_a_millisecond(seconds: float, text: bytes) -> None:
+    assert dict(limit_headers(Standing(None, Window(1, 1, seconds))))[b"x-ratelimit-reset-tokens"] == text
+
+
+@pytest.mark.parametrize("wait", [0.0001, 0.25, 1.0, 1.0001, 59.5, 60.4999])
+def test_whoever_waits_as_long_as_the_header_says_has_waited_long_enough(wait: float) -> None:
+    sent = {name: int(value) for name, value in retry_headers(wait)}
+    assert sent == {b"retry-after": math.ceil(wait), b"retry-after-ms": math.ceil(wait * 1000)}
+    assert sent[b"retry-after"] >= sent[b"retry-after-ms"] / 1000 >= wait
+
+
+def test_what_can_never_pass_is_not_to_be_tried_again() -> None:
+    assert retry_headers(None) == [(b"x-should-retry", b"false")]
