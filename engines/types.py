@@ -58,3 +58,25 @@ class FleetView:
 
     def ready(self, model: str) -> list[Replica]:
         return [r for r in self.of(model) if r.state is ReplicaState.READY]
+
+
+class EventKind(StrEnum):
+    """What happened to a replica."""
+
+    STARTED = "started"  # a process was launched
+    READY = "ready"  # takes requests, for the first time or again
+    UNHEALTHY = "unhealthy"  # stopped answering
+    DIED = "died"  # its process ended though nobody asked, or was killed because it hung
+    FAILED = "failed"  # will not be started again until asked
+    STOPPED = "stopped"  # ended on purpose
+    NOTE = "note"  # nothing changed, but an operator should know
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
+    """One line for the log."""
+
+    kind: EventKind
+    replica: str  # the replica's id
+    model: str
+    message: str  # for operators: may hold addresses and paths
