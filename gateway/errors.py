@@ -85,3 +85,9 @@ def draining() -> GatewayError:
         fault=Fault.GATEWAY,
         retry_after=1,
     )
+
+
+def internal() -> GatewayError:
+    return GatewayError(
+        500, "internal_error", "The gateway failed. Please try again.", type=SERVER, fault=Fault.GATEWAY
+    )

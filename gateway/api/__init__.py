@@ -1,0 +1,1 @@
+"""The ASGI door: HTTP in, a call, HTTP out. No decisions."""

@@ -1,0 +1,90 @@
+"""The FastAPI application: every route and the order of the middleware, as lists. Runs under any ASGI server."""
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.api.inference import InferenceEndpoint
+from gateway.api.info import error_response, routes
+from gateway.errors import GatewayError, internal
+from gateway.policy import Gateway
+from gateway.wire.openai import ENDPOINTS
+
+Scope = MutableMapping[str, Any]
+Asgi = Callable[[Scope, Any, Any], Awaitable[None]]
+
+
+def unknown_url(method: str, path: str) -> GatewayError:
+    shown = path if len(path) <= 100 else path[:100] + "…"
+    return GatewayError(404, "unknown_url", f"Unknown request URL: {method} {shown}. See the README for what there is.")
+
+
+async def on_http_error(request: Request, exc: Exception) -> Response:
+    """What the router itself refuses."""
+    assert isinstance(exc, HTTPException)
+    headers = exc.headers
+    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allow = (headers or {}).get("Allow", "")
+        error = GatewayError(
+            405, "method_not_allowed", f"Not allowed: {request.method}. This URL takes {allow or 'other methods'}."
+        )
+    else:
+        error = unknown_url(request.method, request.url.path)
+    return error_response(error, headers)
+
+
+async def on_fault(request: Request, exc: Exception) -> Response:
+    """A fault of our own; it is logged with its trace by the server."""
+    return error_response(internal())
+
+
+class ExactPaths:
+    """Refuses paths that only decoding would turn into one of ours; a model's name may need it, nothing else does."""
+
+    def __init__(self, app: Asgi) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            raw = scope.get("raw_path")
+            path = scope["path"]
+            if raw is not None and raw != path.encode() and not raw.startswith(b"/v1/models/"):
+                await error_response(unknown_url(scope["method"], raw.decode("ascii", "replace")))(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def make_app(gateway: Gateway) -> FastAPI:
+    """The whole application, around what `runtime` has built."""
+    cors = gateway.policy.cors_origins
+    app = FastAPI(
+        title="Penstock",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        routes=[
+            *(Route(e.path, InferenceEndpoint(gateway, e), methods=["POST"]) for e in ENDPOINTS),
+            *(Route(path, handler, methods=["GET"]) for path, handler in routes(gateway, int(time.time()))),
+        ],
+        middleware=[
+            Middleware(ExactPaths),
+            *(
+                [Middleware(CORSMiddleware, allow_origins=sorted(cors), allow_methods=["*"], allow_headers=["*"])]
+                if cors
+                else []
+            ),
+        ],
+        exception_handlers={HTTPException: on_http_error, Exception: on_fault},
+    )
+    app.state.gateway = gateway
+    return app

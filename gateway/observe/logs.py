@@ -1,0 +1,243 @@
+"""Two logs. The program's: what happened to the gateway, as JSON lines on stderr. The access log: one line a request.
+
+Neither ever holds a prompt, an answer or a key, and neither lets a slow terminal or pipe stop the event loop.
+"""
+
+import asyncio
+import logging
+import os
+import select
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, NamedTuple
+
+import orjson
+import structlog
+from structlog.typing import Processor
+
+# For `uvicorn.Config(log_config=UVICORN, access_log=False)`: what uvicorn has to say goes where the program's messages
+# go. Incremental, because logging would otherwise close the handler that `configure` has set.
+UVICORN: Final[dict[str, Any]] = {
+    "version": 1,
+    "incremental": True,
+    "loggers": {"uvicorn.access": {"level": "CRITICAL", "propagate": False}},
+}
+
+
+def _write(fd: int, data: bytes | bytearray, patience: float) -> int:
+    """Writes until all is out or the reader has taken nothing for `patience` seconds. Returns how many bytes went.
+
+    Pieces no larger than what a pipe takes at once, each asked for before: a write that could block is never begun.
+    """
+    room = select.poll()
+    room.register(fd, select.POLLOUT)
+    done = 0
+    while done < len(data) and room.poll(patience * 1000):
+        with suppress(BlockingIOError):
+            done += os.write(fd, data[done : done + select.PIPE_BUF])
+    return done
+
+
+# ---- the program's log
+
+
+def configure(level: str = "info", json: bool | None = None, fd: int = 2) -> None:
+    """Sends structlog's and the standard library's messages to `fd`; may be called again.
+
+    `json` None: JSON unless `fd` is a terminal. Messages that `fd` does not take are kept up to a megabyte, then counted.
+    """
+    if json is None:
+        json = not os.isatty(fd)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    handler = _Lines(fd)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(json)],
+        )
+    )
+    root = logging.getLogger()
+    for old in [h for h in root.handlers if isinstance(h, _Lines)]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def _rendering(json: bool) -> list[Processor]:
+    # Plain tracebacks: the richer ones show local variables, and so prompts and keys.
+    if json:
+        return [
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("message"),
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ]
+    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+
+
+def _dumps(event: Any, **_: Any) -> str:
+    return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class _Lines(logging.Handler):
+    """Writes what `fd` takes at once; the rest waits for the next message, or for `flush` at exit."""
+
+    ROOM: Final = 1 << 20  # bytes that may wait
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd = fd
+        self._waiting = bytearray()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._send(0)
+            if len(self._waiting) > self.ROOM:
+                self._lost += 1
+                return
+            if self._lost:
+                self._line(logging.LogRecord(__name__, logging.WARNING, "", 0, "%d messages lost", (self._lost,), None))
+                self._lost = 0
+            self._line(record)
+            self._send(0)
+        except Exception:  # noqa: BLE001 - the convention of every handler: a message must not break its sender
+            self.handleError(record)
+
+    def flush(self) -> None:
+        with self.lock or suppress():
+            self._send(1)
+
+    def _line(self, record: logging.LogRecord) -> None:
+        self._waiting += self.format(record).encode(errors="backslashreplace") + b"\n"
+
+    def _send(self, patience: float) -> None:
+        try:
+            del self._waiting[: _write(self._fd, self._waiting, patience)]
+        except OSError:  # nobody reads any more, and there is nowhere left to say so
+            self._waiting.clear()
+
+
+# ---- the access log
+
+Outcome = Literal["completed", "client_cancelled", "engine_failed", "refused", "error"]
+
+
+class AccessRecord(NamedTuple):
+    """One request as the access log tells it. None: not known, or there was none."""
+
+    time: float  # its arrival, in seconds since the epoch
+    request_id: str
+    key: str | None  # the key's name
+    model: str | None  # as the client asked for it
+    endpoint: str  # the route
+    replica: str | None  # the id of the last one that was tried
+    status: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    cached_tokens: int | None
+    ttft: float | None  # seconds from arrival to the first token
+    duration: float  # seconds from arrival to the last byte
+    attempts: int  # how many engines were asked
+    outcome: Outcome
+    code: str | None  # of the error, as in CONTRACT.md §6
+    retry_count: int | None  # x-stainless-retry-count: how often the client's SDK has tried already
+    client: str  # address
+
+
+def encode(record: AccessRecord) -> bytes:
+    """One line of JSON, in which nothing that a client chose can be long, end the line or steer a terminal."""
+    fields: dict[str, Any] = {
+        name: _plain(value) if isinstance(value, str) else round(value, 6) if isinstance(value, float) else value
+        for name, value in record._asdict().items()
+    }
+    fields["time"] = datetime.fromtimestamp(record.time, UTC).isoformat(timespec="milliseconds")
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _plain(text: str, longest: int = 256) -> str:
+    text = text[:longest]
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+class AccessLog:
+    """Collects records and writes them to a file descriptor in batches, every `interval` seconds or `batch` records.
+
+    Drops nothing unless the descriptor is broken: an error, or no byte taken for `patience` seconds.
+    """
+
+    def __init__(self, fd: int = 1, *, interval: float = 0.2, batch: int = 500, patience: float = 5) -> None:
+        self.dropped = 0
+        self._fd = fd
+        self._interval = interval
+        self._batch = batch
+        self._patience = patience
+        self._records: list[AccessRecord] = []
+        self._torn = b""  # the rest of a line that was given up in its middle
+        self._full = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    def append(self, record: AccessRecord) -> None:
+        """On the event loop's thread; never blocks."""
+        self._records.append(record)
+        if len(self._records) >= self._batch:
+            self._full.set()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="access log")
+
+    async def stop(self) -> None:
+        """Writes what is left. Call it after the last request has ended."""
+        self._stopping = True
+        self._full.set()
+        if self._task is not None:
+            await self._task
+
+    async def _run(self) -> None:
+        while not (self._stopping and not self._records):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._full.wait(), self._interval)
+            if not self._stopping:
+                self._full.clear()
+            if self._records:
+                batch, self._records = self._records, []
+                lost, why = await asyncio.to_thread(self._write, batch)
+                self._report(lost, why)
+
+    def _write(self, batch: list[AccessRecord]) -> tuple[int, str]:
+        """In a thread. Returns how many records were lost, and why."""
+        data = self._torn + b"".join(map(encode, batch))
+        done, why = 0, "the reader is stuck"
+        try:
+            done = _write(self._fd, data, self._patience)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+        line_end = data.find(b"\n", done) + 1 if done and data[done - 1] != 0x0A else done
+        self._torn = data[done:line_end]
+        return data.count(b"\n", line_end), why
+
+    def _report(self, lost: int, why: str) -> None:
+        if lost and not self.dropped:
+            structlog.get_logger(__name__).error("access log records are being dropped", why=why)
+        self.dropped += lost

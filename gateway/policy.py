@@ -1,0 +1,74 @@
+"""What a request is judged by and works with.
+
+`Policy` is read once per request and replaced whole by a reload. `Resources` outlive reloads.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from engines.types import FleetView
+from gateway.auth import Keyring
+from gateway.limits.base import Limiter
+from gateway.observe.logs import AccessLog
+from gateway.observe.metrics import Metrics, ModelMetrics
+from gateway.relay import Ticker
+from gateway.upstream.client import EngineClient
+from gateway.usage.estimate import AnswerLengths, PromptEstimator
+from gateway.usage.tokens import TokenCounter
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A model of the policy, with what outlives a reload: what its prompts and answers have been like, its metrics."""
+
+    name: str
+    failover: Literal["exact", "off"]
+    stall_timeout: float  # seconds without a byte in mid-stream
+    request_timeout: float  # seconds for a whole request
+    template_kwargs: frozenset[str]  # keys of chat_template_kwargs that clients may set
+    counter: TokenCounter | None  # counts prompts with the model's own tokenizer; None: they are estimated
+    estimator: PromptEstimator
+    answers: AnswerLengths
+    metrics: ModelMetrics
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    keyring: Keyring
+    models: Mapping[str, Model]  # by name and by alias
+    max_body_bytes: int
+    body_timeout: float  # seconds, plus one for each 100 KB
+    drain_timeout: float  # seconds
+    cors_origins: frozenset[str] = frozenset()
+
+
+class Fleet(Protocol):
+    """What serving needs of the engines."""
+
+    view: FleetView
+
+    def report_failure(self, replica_id: str) -> None:
+        """A request could not reach this replica: look at it soon. Never blocks."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Gateway:
+    """What all requests share. `policy` is the only part that is ever swapped."""
+
+    policy: Policy
+    fleet: Fleet
+    client: EngineClient
+    limiter: Limiter
+    metrics: Metrics
+    access_log: AccessLog
+    ticker: Ticker = field(default_factory=Ticker)
+    draining: bool = False
+    requests: "set[asyncio.Task[None]]" = field(default_factory=set)  # the open ones
+
+    @property
+    def ready(self) -> bool:
+        """At least one model has a healthy engine, and the process is not on its way out."""
+        return not self.draining and any(self.fleet.view.ready(m.name) for m in self.policy.models.values())

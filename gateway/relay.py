@@ -1,0 +1,317 @@
+"""Stage 7: from an engine's connection to a client's, without a coroutine in between.
+
+A relay is the receiver of one attempt's answer and the watcher of the client. Its callbacks run straight from the
+engine's `data_received` to the client's `write`; `serve` awaits one future for the end. What it decides is pure and
+lives in `wire.sse` and `usage.meter`.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+import orjson
+
+from gateway import errors
+from gateway.errors import GatewayError
+from gateway.observe.metrics import Histogram
+from gateway.types import Call, Headers, Sink, Usage
+from gateway.upstream.client import Connection
+from gateway.usage.meter import Meter, Verdict, meter, usage_of
+from gateway.wire import sse
+from gateway.wire.errors import from_engine, from_engine_event
+
+KEEP_ALIVE_AFTER: Final = 15.0  # seconds of silence towards the client
+MAX_ERROR_BODY: Final = 256 * 1024  # bytes
+MAX_ANSWER: Final = 256 * 1024 * 1024  # bytes of an answer that is not streamed
+
+
+class ClientGone(Exception):  # noqa: N818 - an event, not a fault
+    """The client has left before the answer's end."""
+
+
+class Terms(NamedTuple):
+    """What a relay needs to know beside the call: fixed for all attempts of a request."""
+
+    arrived: float  # monotonic seconds
+    deadline: float  # monotonic seconds; the request fails with 504 after it
+    stall_timeout: float  # seconds without a byte in mid-stream: the engine hangs
+    headers: Callable[[], Headers]  # of the reply, made when it starts
+    ttft: Histogram
+    inter_token: Histogram
+
+
+class Relay(Protocol):
+    """One attempt. `done` gets None at a good end, else `ClientGone`, `StaleConnectionError` or a `GatewayError`."""
+
+    done: "asyncio.Future[None]"
+    connection: Connection | None
+    first_byte: float | None  # monotonic seconds: when the answer's first byte went out
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the engine counted, or what was delivered where it did not come to that; None: nothing was done."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Called about once a second: deadlines, and keep-alives for the client."""
+        ...
+
+
+class _Attempt:
+    """What both kinds of relay share: the future, the client's wishes, the deadline."""
+
+    def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
+        self.call = call
+        self.model = model
+        self.sink = sink
+        self.terms = terms
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.connection: Connection | None = None
+        self.first_byte: float | None = None
+        self._refused = 0  # the engine's status, if it is an error
+        self._body: list[bytes] = []
+        self._size = 0
+
+    def finish(self, why: Exception | None = None) -> None:
+        if self.done.done():
+            return
+        if why is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(why)
+
+    def collect(self, chunk: bytes, most: int) -> None:
+        self._size += len(chunk)
+        if self._size > most:
+            self.finish(errors.upstream_error("The engine's answer is too large."))
+        else:
+            self._body.append(chunk)
+
+    # Receiver
+
+    def lost(self, why: Exception) -> None:
+        self.finish(why)
+
+    # Watcher
+
+    def client_gone(self) -> None:
+        self.finish(ClientGone())
+
+    def pause(self) -> None:
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        if self.connection is not None:
+            self.connection.resume()
+
+
+class WholeRelay(_Attempt):
+    """An answer that comes in one piece."""
+
+    def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
+        super().__init__(call, model, sink, terms)
+        self.usage: Usage | None = None
+
+    def head(self, status: int, content_type: bytes) -> None:
+        self._refused = 0 if status == 200 else status
+
+    def data(self, chunk: bytes) -> None:
+        self.collect(chunk, MAX_ERROR_BODY if self._refused else MAX_ANSWER)
+
+    def end(self) -> None:
+        if self.done.done():
+            return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if self._refused:
+            self.finish(from_engine(self._refused, body, self.call.endpoint, self.model))
+            return
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            answer = None
+        if not isinstance(answer, dict | list):
+            self.finish(errors.upstream_error())
+            return
+        if isinstance(answer, dict):
+            self.usage = usage_of(answer) or Usage()
+        self.first_byte = now = time.monotonic()
+        self.terms.ttft.observe(now - self.terms.arrived)
+        sink = self.sink
+        sink.start(200, [*self.terms.headers(), (b"content-type", b"application/json")], len(body))
+        sink.write(body)
+        sink.finish()
+        self.finish()
+
+    def tick(self, now: float) -> None:
+        if now > self.terms.deadline:
+            self.finish(errors.timeout())
+
+
+EVENT_STREAM: Final[Headers] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class StreamRelay(_Attempt):
+    """An answer that comes as events. The status line waits for the first one, so that an early error is a real status."""
+
+    def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
+        super().__init__(call, model, sink, terms)
+        self.meter: Meter = meter(call)
+        self._splitter = sse.Splitter()
+        self._last_event = self._last_written = time.monotonic()
+        self._last_token = 0.0
+        self._judged = False  # the first event has been
+
+    @property
+    def usage(self) -> Usage | None:
+        counted, tokens = self.meter.usage, self.meter.tokens
+        if counted is not None and (self.meter.complete or counted.completion >= tokens):
+            return counted
+        return Usage(counted.prompt if counted else 0, tokens) if self._judged else None
+
+    def head(self, status: int, content_type: bytes) -> None:
+        if status != 200:
+            self._refused = status
+        elif not content_type.startswith(b"text/event-stream"):
+            self.finish(errors.upstream_error("The engine did not stream its answer."))
+
+    def data(self, chunk: bytes) -> None:
+        if self._refused:
+            self.collect(chunk, MAX_ERROR_BODY)
+            return
+        if self.done.done():
+            return  # a late byte never reaches the client
+        try:
+            events = self._splitter.feed(chunk)
+        except sse.EventTooLargeError:
+            self.finish(errors.upstream_error())
+            return
+        if events:
+            self._events(events)
+
+    def _events(self, events: list[bytes]) -> None:
+        read, out, tokens = self.meter.read, [], 0
+        ended: Exception | bool = False
+        for event in events:
+            verdict = read(event)
+            if verdict is Verdict.TOKEN:
+                tokens += 1
+            elif verdict is Verdict.DROP:
+                continue
+            elif verdict is not Verdict.OTHER:
+                ended = self._end_of_stream(verdict, event)
+                break
+            out.append(event if event.startswith((b"data: ", b"event: ")) else _canonical(event))
+        now = time.monotonic()
+        if out:
+            self._last_event = now
+            if not self.sink.started or not self._judged:
+                self._start(now)
+            out.append(b"")
+            data = b"\n\n".join(out)
+            if ended is True and self.call.endpoint.dialect == "openai":
+                data += sse.DONE_EVENT
+            self.sink.write(data)
+            self._last_written = now
+            if tokens:
+                self._count(tokens, now)
+        elif ended is True:
+            self._start(now)
+            if self.call.endpoint.dialect == "openai":
+                self.sink.write(sse.DONE_EVENT)
+        if ended:
+            self._finish_stream(ended)
+
+    def _start(self, now: float) -> None:
+        if not self._judged:
+            self._judged = True
+            self.first_byte = now
+        if not self.sink.started:
+            self.sink.start(200, [*self.terms.headers(), *EVENT_STREAM], None)
+
+    def _count(self, tokens: int, now: float) -> None:
+        if self._last_token:
+            self.terms.inter_token.observe(now - self._last_token)
+            tokens -= 1
+        else:
+            self.terms.ttft.observe(now - self.terms.arrived)
+            tokens -= 1
+        if tokens:
+            self.terms.inter_token.counts[0] += tokens  # those that came together with the one before
+        self._last_token = now
+
+    def _end_of_stream(self, verdict: Verdict, event: bytes) -> Exception | bool:
+        if verdict is Verdict.DONE:
+            # `[DONE]` without a finish reason is a failure that looks like an end (facts: vllm.md §4).
+            return self.meter.complete or errors.engine_failed()
+        if verdict is Verdict.ERROR:
+            return from_engine_event(sse.payload(event) or b"", self.call.endpoint, self.model)
+        return errors.upstream_error()
+
+    def _finish_stream(self, ended: Exception | bool) -> None:
+        if isinstance(ended, Exception):
+            self.finish(ended)
+        else:
+            self.sink.finish()
+            self.finish()
+
+    def end(self) -> None:
+        if self.done.done():
+            return
+        if self._refused:
+            self.finish(from_engine(self._refused, b"".join(self._body), self.call.endpoint, self.model))
+        elif self.call.endpoint.dialect != "openai" and self.meter.complete and not self._splitter.rest:
+            self._finish_stream(True)
+        else:
+            self.finish(errors.engine_failed())
+
+    def tick(self, now: float) -> None:
+        if now > self.terms.deadline:
+            self.finish(errors.timeout())
+        elif self._judged and now - self._last_event > self.terms.stall_timeout:
+            self.finish(errors.engine_failed("The engine stopped answering in mid-stream."))
+        elif now - self._last_written > KEEP_ALIVE_AFTER and not self._refused:
+            # Also before the first event: a proxy in between would give up during a long prefill.
+            self._last_written = now
+            if not self.sink.started:
+                self.sink.start(200, [*self.terms.headers(), *EVENT_STREAM], None)
+            self.sink.write(sse.KEEP_ALIVE)
+
+
+def _canonical(event: bytes) -> bytes:
+    """An event as we write it, made of one that another engine framed otherwise."""
+    return sse.event(sse.payload(event) or b"", sse.name(event)).removesuffix(b"\n\n")
+
+
+def relay(call: Call, model: str, sink: Sink, terms: Terms) -> WholeRelay | StreamRelay:
+    return (StreamRelay if call.stream else WholeRelay)(call, model, sink, terms)
+
+
+class Ticker:
+    """Wakes all open relays about once a second: one timer for all, none for each token."""
+
+    def __init__(self, interval: float = 1.0) -> None:
+        self.relays: set[WholeRelay | StreamRelay] = set()
+        self._interval = interval
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._handle = asyncio.get_running_loop().call_later(self._interval, self._tick)
+
+    def _tick(self) -> None:
+        self.start()
+        now = time.monotonic()
+        for one in list(self.relays):
+            one.tick(now)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+__all__ = ["ClientGone", "GatewayError", "Relay", "StreamRelay", "Terms", "Ticker", "WholeRelay", "relay"]

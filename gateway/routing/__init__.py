@@ -1,0 +1,1 @@
+"""Which model, which replica: decisions over snapshots, without I/O."""

@@ -1,0 +1,271 @@
+"""The composition root: config → resources (which outlive a reload) + policy (which it replaces), and the process around them."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+
+import structlog
+import uvicorn
+import uvloop
+
+from engines.fleet import Fleet
+from engines.sources import ModelSource
+from engines.types import EngineEvent, EventKind
+from gateway.app import make_app
+from gateway.auth import Keyring
+from gateway.config.load import ConfigError, load
+from gateway.config.schema import Config, ModelConfig, grants
+from gateway.limits.base import Limits
+from gateway.limits.memory import MemoryLimiter
+from gateway.observe.logs import UVICORN, AccessLog
+from gateway.observe.loop import sample_loop_lag
+from gateway.observe.metrics import Metrics
+from gateway.policy import Gateway, Model, Policy
+from gateway.types import Caller
+from gateway.upstream.client import EngineClient
+from gateway.usage.estimate import AnswerLengths, PromptEstimator
+from gateway.usage.tokens import TokenCounter, load_counter
+
+log = structlog.get_logger("penstock")
+
+SWEEP = 1.0  # seconds between two looks at idle connections
+
+
+class Memory:
+    """What is known of models beyond one policy: kept by name over reloads."""
+
+    def __init__(self) -> None:
+        self._estimators: dict[str, PromptEstimator] = {}
+        self._answers: dict[str, AnswerLengths] = {}
+        self._counters: dict[str, TokenCounter | None] = {}
+
+    def model(self, name: str, config: ModelConfig, metrics: Metrics) -> Model:
+        folder = config.tokenizer or (config.engine.model if config.engine else None)
+        return Model(
+            name=name,
+            failover=config.failover,
+            stall_timeout=config.stall_timeout,
+            request_timeout=config.request_timeout,
+            template_kwargs=frozenset(config.chat_template_kwargs),
+            counter=self._counter(folder),
+            estimator=self._estimators.setdefault(name, PromptEstimator()),
+            answers=self._answers.setdefault(name, AnswerLengths()),
+            metrics=metrics.model(name),
+        )
+
+    def _counter(self, folder: str | None) -> TokenCounter | None:
+        if folder is None or not Path(folder).is_dir():
+            return None
+        if folder not in self._counters:
+            self._counters[folder] = load_counter(Path(folder))
+        return self._counters[folder]
+
+
+def allowed(patterns: list[str], models: Mapping[str, ModelConfig]) -> frozenset[str] | None:
+    """The models that a key's patterns cover, by their own names or by an alias; None: all there are and will be."""
+    if "*" in patterns:
+        return None
+    return frozenset(
+        name
+        for name, config in models.items()
+        if any(grants(pattern, known) for pattern in patterns for known in (name, *config.aliases))
+    )
+
+
+def make_policy(config: Config, memory: Memory, limiter: MemoryLimiter, metrics: Metrics) -> Policy:
+    """Everything that a request is judged by. Builds all of it before anything is swapped."""
+    models: dict[str, Model] = {}
+    for name, one in config.models.items():
+        model = memory.model(name, one, metrics)
+        models.update(dict.fromkeys([name, *one.aliases], model))
+    callers = {}
+    for key in config.keys:
+        account = limiter.account(key.name, Limits(**key.limits.model_dump()))
+        callers[bytes.fromhex(key.digest())] = Caller(key.name, account, allowed(key.models, config.models))
+    anonymous = Caller("anonymous", limiter.account("anonymous", Limits()), None) if config.auth == "none" else None
+    server = config.server
+    return Policy(
+        Keyring(callers, anonymous),
+        models,
+        server.max_body_bytes,
+        server.body_timeout,
+        server.drain_timeout,
+        frozenset(server.cors_origins),
+    )
+
+
+def sources(config: Config) -> dict[str, ModelSource]:
+    return {
+        name: ModelSource(
+            one.engine,
+            tuple(one.endpoints),
+            one.engine_api_key.get_secret_value() if one.engine_api_key else None,
+            one.served_model_name,
+            one.stall_timeout,
+        )
+        for name, one in config.models.items()
+    }
+
+
+def on_engine_event(event: EngineEvent) -> None:
+    level = log.warning if event.kind in (EventKind.UNHEALTHY, EventKind.FAILED) else log.info
+    level("engine " + event.kind, replica=event.replica_id, detail=event.message)
+
+
+class Server(uvicorn.Server):
+    """Signals are the process's own matter: SIGTERM drains before the server is told to go."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Process:
+    """A serving process, from its config to its exit code."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self._config = config
+        self._path = path
+        self._overrides = {"host": config.server.host, "port": config.server.port}
+        self._memory = Memory()
+        self._limiter = MemoryLimiter()
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Serves until told to stop. Returns the exit code."""
+        server_config = self._config.server
+        try:
+            listener = listen(server_config.host, server_config.port)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            print(
+                f"penstock: cannot listen on {server_config.host}:{server_config.port}: {reason}. "
+                "Choose another with --port, or stop what listens there.",
+                file=sys.stderr,
+            )
+            return 1
+        metrics = Metrics()
+        sourced = sources(self._config)
+        self._fleet = Fleet(sourced, base_dir=Path.cwd(), log_dir=Path(".penstock") / "logs", on_event=on_engine_event)
+        self._gateway = gateway = Gateway(
+            policy=make_policy(self._config, self._memory, self._limiter, metrics),
+            fleet=self._fleet,
+            client=EngineClient(),
+            limiter=self._limiter,
+            metrics=metrics,
+            access_log=AccessLog(),
+        )
+        self._sources = sourced
+        self._server = Server(
+            uvicorn.Config(
+                make_app(gateway),
+                lifespan="off",
+                ws="none",
+                log_config=UVICORN,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=int(server_config.idle_timeout),
+                timeout_graceful_shutdown=2,
+            )
+        )
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        background = [
+            asyncio.create_task(sample_loop_lag(metrics.loop_lag)),
+            asyncio.create_task(self._sweep()),
+        ]
+        gateway.access_log.start()
+        gateway.ticker.start()
+        await self._fleet.start()
+        gc.collect()
+        gc.freeze()  # what is here now stays: no collection needs to look at it again
+        host, port = listener.getsockname()[:2]
+        log.info("serving", url=f"http://{host}:{port}", models=list(self._config.models), pid=os.getpid())
+        try:
+            await self._server.serve(sockets=[listener])
+        finally:
+            for task in background:
+                task.cancel()
+            gateway.ticker.stop()
+            gateway.client.close()
+            await self._fleet.stop()
+            await gateway.access_log.stop()
+        log.info("stopped")
+        return 0
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            self._gateway.client.sweep(time.monotonic())
+
+    # ---- signals
+
+    def _stop(self) -> None:
+        """The first time: drain. The second time: at once."""
+        if self._stopping is not None:
+            log.warning("stopping at once")
+            self._cancel_requests()
+            self._server.should_exit = self._server.force_exit = True
+            return
+        self._stopping = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        gateway = self._gateway
+        gateway.draining = True
+        log.info("draining", open_requests=len(gateway.requests), timeout=gateway.policy.drain_timeout)
+        if gateway.requests:
+            await asyncio.wait(set(gateway.requests), timeout=gateway.policy.drain_timeout)
+        self._cancel_requests()
+        self._server.should_exit = True
+
+    def _cancel_requests(self) -> None:
+        """What is still open ends with an error event."""
+        for task in list(self._gateway.requests):
+            task.cancel()
+
+    def _reload(self) -> None:
+        """Builds a new policy and swaps it in; whatever is wrong with the file changes nothing."""
+        gateway = self._gateway
+        try:
+            config = load(self._path, os.environ)
+            if sources(config) != self._sources:
+                raise ConfigError([])
+            policy = make_policy(config, self._memory, self._limiter, gateway.metrics)
+        except ConfigError as error:
+            gateway.metrics.reloads["failed"] += 1
+            why = [str(fault) for fault in error.faults] or ["a change of engines or endpoints needs a restart"]
+            log.error("reload failed; the old configuration stays", faults=why)
+            return
+        gateway.policy = policy
+        gateway.metrics.reloads["applied"] += 1
+        log.info("reloaded", models=list(config.models), keys=len(config.keys))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def run(config: Config, path: Path) -> int:
+    """Serves `config`, read from `path`, until SIGTERM or Ctrl-C. Blocks; returns the exit code."""
+    return uvloop.run(Process(config, path).run())

@@ -1,0 +1,163 @@
+"""Reads along with an answer: what it used, whether it is whole, and which of its events are for the client. Pure.
+
+A stream's meter is asked about every event; most cost it a few byte searches and no parsing. A search for a JSON key
+with its quotes cannot be fooled by text: inside a JSON string a quote is escaped.
+"""
+
+from enum import IntEnum
+from typing import Any, Final, Protocol
+
+import orjson
+
+from gateway.types import Call, Usage
+from gateway.wire import sse
+
+
+class Verdict(IntEnum):
+    """What to do with an event."""
+
+    TOKEN = 0  # for the client, and it carries part of the answer
+    OTHER = 1  # for the client
+    DROP = 2  # not for the client
+    DONE = 3  # the stream's end
+    ERROR = 4  # the engine says that it failed
+    NONSENSE = 5  # not what an engine sends
+
+
+class Meter(Protocol):
+    usage: Usage | None  # as the engine counted; None until it has said so
+    tokens: int  # events with part of the answer: what was delivered, where the engine's own count is missing
+
+    @property
+    def complete(self) -> bool:
+        """Every choice has a finish reason (named events: the last one has come)."""
+        ...
+
+    def read(self, event: bytes) -> Verdict:
+        """Judges one event as `sse.Splitter` gives it."""
+        ...
+
+
+def usage_of(answer: dict[str, Any]) -> Usage | None:
+    """The usage in a whole answer (or a last event), in OpenAI's, the Responses API's or Anthropic's words."""
+    usage = answer.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    completion = usage.get("completion_tokens", usage.get("output_tokens"))
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    if cached is None:
+        cached = usage.get("cache_read_input_tokens")
+    return Usage(_count(prompt), _count(completion), _count(cached))
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def choices_of(call: Call) -> int:
+    """How many finish reasons a whole answer has."""
+    n = call.body.get("n") or 1
+    prompt = call.body.get("prompt")
+    several = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
+    return n * len(prompt) if several and isinstance(prompt, list) else n
+
+
+class OpenAIMeter:
+    """Chat and text completions: anonymous events, a usage chunk that was always asked for, `[DONE]`."""
+
+    __slots__ = ("_choices", "_finished", "_keep_usage", "tokens", "usage")
+
+    def __init__(self, call: Call) -> None:
+        self._keep_usage = call.include_usage
+        self._choices = choices_of(call)
+        self._finished = 0
+        self.usage: Usage | None = None
+        self.tokens = 0
+
+    @property
+    def complete(self) -> bool:
+        return self._finished >= self._choices
+
+    def read(self, event: bytes) -> Verdict:
+        data = event[6:] if event.startswith(b"data: ") else sse.payload(event)
+        if data is None:
+            return Verdict.DROP
+        if b'"usage":{' in data:
+            return self._with_usage(data)
+        if b'"finish_reason":"' in data:
+            self._finished += data.count(b'"finish_reason":"')
+        elif b'"choices":[{' not in data:
+            return self._unusual(data)
+        self.tokens += 1
+        return Verdict.TOKEN
+
+    def _with_usage(self, data: bytes) -> Verdict:
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return Verdict.NONSENSE
+        self.usage = usage_of(chunk)
+        if chunk.get("choices"):  # continuous_usage_stats, which only a client can have asked for
+            self._finished += data.count(b'"finish_reason":"')
+            self.tokens += 1
+            return Verdict.TOKEN
+        return Verdict.OTHER if self._keep_usage else Verdict.DROP
+
+    def _unusual(self, data: bytes) -> Verdict:
+        if data == sse.DONE:
+            return Verdict.DONE
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return Verdict.NONSENSE
+        if not isinstance(chunk, dict):
+            return Verdict.NONSENSE
+        return Verdict.ERROR if "error" in chunk else Verdict.OTHER
+
+
+class NamedEventMeter:
+    """Anthropic's Messages and OpenAI's Responses: events with names, the last of which says that all is there."""
+
+    __slots__ = ("complete", "tokens", "usage")
+
+    LAST: Final = frozenset({b"message_stop", b"response.completed", b"response.incomplete", b"response.failed"})
+    USAGE: Final = frozenset({b"message_start", b"message_delta"}) | LAST
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.tokens = 0
+        self.complete = False
+
+    def read(self, event: bytes) -> Verdict:
+        name, data = sse.name(event), sse.payload(event)
+        if data is None:
+            return Verdict.DROP
+        if data == sse.DONE:  # not a part of these protocols; some versions of vLLM send it
+            return Verdict.DROP
+        if name == b"error" or data.startswith(b'{"error"'):
+            return Verdict.ERROR
+        if name in self.USAGE:
+            self._learn(data)
+        if name in self.LAST:
+            self.complete = True
+            return Verdict.OTHER
+        if name is not None and name.endswith(b"delta"):
+            self.tokens += 1
+            return Verdict.TOKEN
+        return Verdict.OTHER
+
+    def _learn(self, data: bytes) -> None:
+        try:
+            found = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return
+        usage = usage_of(found.get("message") or found.get("response") or found)
+        if usage is not None:
+            before = self.usage or Usage()
+            self.usage = Usage(*map(max, before, usage))  # the prompt is told first, the answer last
+
+
+def meter(call: Call) -> Meter:
+    return OpenAIMeter(call) if call.endpoint.dialect == "openai" else NamedEventMeter()
