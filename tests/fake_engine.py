@@ -18,6 +18,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import functools
 import http.client
 import itertools
 import json
@@ -58,10 +59,8 @@ class Behaviour:
     """How one inference request is answered. Counts are tokens: after 5 means before the event that carries the sixth."""
 
     # what
-    tokens: list[str] | None = (
-        None  # instead of " t0 t1 …", cut off at max_tokens; short of that the model stops itself
-    )
-    usage: JSON | None | Literal["real"] = "real"  # another usage object; None: no usage at all
+    tokens: list[str] | None = None  # instead of " t0 t1 …"; if they end before max_tokens, the model has stopped
+    usage: JSON | Literal["real"] | None = "real"  # another usage object; None: no usage at all
     ids_per_event: int = 1  # tokens in an event (vLLM's --stream-interval)
     # when
     first_delay: float = 0  # seconds before the first event (a stream's headers are out by then), or the whole answer
@@ -101,13 +100,13 @@ class Behaviour:
         return cls(**fields)
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - a verdict, not a fault
     """An answer other than 200, in vLLM's shape."""
 
-    def __init__(self, status: int, message: str, type: str = "BadRequestError", param: str | None = None) -> None:
+    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.body: JSON = {"error": {"message": message, "type": type, "param": param, "code": status}}
+        self.body: JSON = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
 def engine_error() -> JSON:
@@ -146,7 +145,7 @@ def text_of(content: Any) -> str:
         case {"text": str(text)}:
             return text
         case list():
-            return " ".join(map(text_of, content))
+            return " ".join(filter(None, map(text_of, content)))
         case _:
             return ""
 
@@ -390,7 +389,7 @@ def _response(a: Answer, status: str, output: list[JSON], usage: JSON | None) ->
 
 
 def _message_item(a: Answer) -> JSON:
-    part = {"annotations": [], "text": a.text, "type": "output_text", "logprobs": None}
+    part: JSON = {"annotations": [], "text": a.text, "type": "output_text", "logprobs": None}
     return {
         "id": f"msg_{a.id}",
         "content": [part],
@@ -437,14 +436,12 @@ def response_events(a: Answer) -> Iterator[Event]:
     }
 
     def event(position: float, name: str, **data: Any) -> Event:
-        fields = {**data, "sequence_number": next(numbers), "type": name}
-        if name not in ("response.created", "response.in_progress", "response.completed"):
-            fields = dict(sorted(fields.items()))
+        fields = dict(sorted({**data, "sequence_number": next(numbers), "type": name}.items()))
         return Event(position, kinds.get(name, "open" if position == 0 else "close"), fields, name)
 
     for name in ("response.created", "response.in_progress"):
         yield event(0, name, response=_response(a, "in_progress", [], None))
-    item = {
+    item: JSON = {
         "id": item_id,
         "content": [],
         "role": "assistant",
@@ -488,7 +485,7 @@ def sse(event: Event, b: Behaviour) -> bytes:
         data = json.dumps(event.data).encode()
     else:
         data = event.data.encode() if isinstance(event.data, str) else dumps(event.data)
-    if b.garbage:
+    if b.garbage and isinstance(event.data, dict):
         data = b'{"choices":[{"index":0,"delta":{"content":'
     lines = (f"event: {event.name}\n".encode() if event.name else b"") + b"data: " + data + b"\n\n"
     if b.comments:
@@ -509,7 +506,7 @@ class Request(NamedTuple):
         return next((value for key, value in self.headers if key.lower() == name), None)
 
 
-def parse(data: bytes) -> tuple[Request, int] | None:
+def parse(data: bytearray) -> tuple[Request, int] | None:
     """The first request in `data` and its length, if it is whole."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
@@ -520,15 +517,14 @@ def parse(data: bytes) -> tuple[Request, int] | None:
     request = Request(method, target.partition("?")[0], headers, b"")
     if "chunked" in (request.header("transfer-encoding") or ""):
         body, taken = _dechunk(data, end + 4)
-    else:
-        taken = end + 4 + int(request.header("content-length") or 0)
-        body = data[end + 4 : taken]
-    return (request._replace(body=body), taken) if 0 < taken <= len(data) else None
+        return (request._replace(body=body), taken) if taken else None
+    taken = end + 4 + int(request.header("content-length") or 0)
+    return (request._replace(body=bytes(data[end + 4 : taken])), taken) if taken <= len(data) else None
 
 
-def _dechunk(data: bytes, at: int) -> tuple[bytes, int]:
+def _dechunk(data: bytearray, at: int) -> tuple[bytes, int]:
     """The body and where it ends; (…, 0) while it is not all there."""
-    body = b""
+    body = bytearray()
     while (line_end := data.find(b"\r\n", at)) >= 0:
         size = int(data[at:line_end].partition(b";")[0], 16)
         at = line_end + 2 + size + 2
@@ -536,7 +532,7 @@ def _dechunk(data: bytes, at: int) -> tuple[bytes, int]:
             break
         body += data[line_end + 2 : at - 2]
         if size == 0:
-            return body, at
+            return bytes(body), at
     return b"", 0
 
 
@@ -546,7 +542,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, replica: "Replica") -> None:
         self.replica = replica
         self.task: asyncio.Task[None] | None = None
-        self._data = b""
+        self._data = bytearray()
         self._close_after = False
         self._writable = asyncio.Event()
         self._writable.set()
@@ -580,7 +576,7 @@ class Connection(asyncio.Protocol):
         if self.task is not None or self.transport.is_closing() or (found := parse(self._data)) is None:
             return
         request, taken = found
-        self._data = self._data[taken:]
+        del self._data[:taken]
         self._close_after = (request.header("connection") or "").lower() == "close"
         if self._idle is not None:
             self._idle.cancel()
@@ -589,12 +585,12 @@ class Connection(asyncio.Protocol):
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self.task = None
-        if task.cancelled():
-            return
-        if (error := task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             traceback.print_exception(error)
             self.transport.abort()
-        elif self._close_after:
+        if self.transport.is_closing():
+            return
+        if self._close_after:
             self.transport.close()
         else:
             self._wait_idle()
@@ -605,10 +601,14 @@ class Connection(asyncio.Protocol):
             self._idle = asyncio.get_running_loop().call_later(seconds, self.transport.close)
 
     async def write(self, data: bytes, split: int | None = None) -> None:
-        for at in range(0, len(data), split or len(data) or 1):
-            self.transport.write(data[at : at + split] if split else data)
-            await asyncio.sleep(0)
-        await self._writable.wait()
+        """Never suspends after the last byte, unless the peer does not read: who has all of it may leave at once."""
+        pieces = [data[at : at + split] for at in range(0, len(data), split)] if split else [data]
+        for number, piece in enumerate(pieces):
+            if number:
+                await asyncio.sleep(0)
+            self.transport.write(piece)
+        if not self._writable.is_set():
+            await self._writable.wait()
 
     def head(self, status: int, *headers: tuple[str, str], vary: bool = True, chunked: bool = False) -> bytes:
         """As uvicorn writes it, down to the order."""
@@ -801,7 +801,7 @@ class Settings(NamedTuple):
     close_idle: float | None
 
 
-class Gone(Exception):
+class Gone(Exception):  # noqa: N818 - a turn of the script, not a fault
     """The script has had the connection closed before the answer's end."""
 
 
@@ -1087,7 +1087,7 @@ class Replica:
         most = generation_limit(asked, endpoint.limit, self.settings.max_model_len)
         prompts = [p if isinstance(p, list) else self._vocabulary.encode(p) for p in endpoint.prompts(asked)]
         room = self.settings.max_model_len - max(map(len, prompts))
-        if room < 0:
+        if room < 1:
             count = self.settings.max_model_len + 1
             text = (
                 f"This model's maximum context length is {count - 1} tokens. However, your prompt contains at least {count} "
@@ -1205,7 +1205,7 @@ async def run(ports: list[int], settings: Settings, host: str, watch_stdin: bool
     servers: list[asyncio.Server] = []
     for port in ports:
         replica = Replica(settings, vocabulary)
-        servers.append(await loop.create_server(lambda replica=replica: Connection(replica), host, port, backlog=1024))
+        servers.append(await loop.create_server(functools.partial(Connection, replica), host, port, backlog=1024))
         print("LISTENING", servers[-1].sockets[0].getsockname()[1], flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))
 
