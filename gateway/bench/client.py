@@ -23,6 +23,7 @@ now: Final = time.monotonic  # the loop's own clock has a resolution of 1 ms und
 
 _UNFINISHED: Final = b'"finish_reason":null'  # quotes inside a JSON string are escaped: these bytes are always a field
 _MAX_ERROR_BODY: Final = 64 * 1024
+_CONNECT_TIMEOUT: Final = 10.0  # seconds for one address, TLS included
 _CONNECTING_AT_ONCE: Final = 128  # more would overflow a usual listen backlog, and a lost SYN costs a second
 
 
@@ -195,7 +196,14 @@ class Exchange:
     )  # fmt: skip
 
     def __init__(
-        self, body: bytes, due: float, index: int, turn: int, on_end: "Callable[[Exchange], None]", keep_events: bool
+        self,
+        body: bytes,
+        on_end: "Callable[[Exchange], None]",
+        *,
+        due: float,
+        index: int = 0,
+        turn: int = 0,
+        keep_events: bool = False,
     ) -> None:
         self.body = body
         self.due = due
@@ -283,10 +291,17 @@ class Client:
         for address in addresses:
             host, port = address[4][:2]
             try:
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self), host, port,
-                    ssl=target.tls, server_hostname=target.host if target.tls else None,
-                )  # fmt: skip
+                async with asyncio.timeout(_CONNECT_TIMEOUT):
+                    _, connection = await loop.create_connection(
+                        lambda: _Connection(self),
+                        host,
+                        port,
+                        ssl=target.tls,
+                        server_hostname=target.host if target.tls else None,
+                    )
+            except TimeoutError:
+                failure = OSError(f"no {'TLS ' if target.tls else ''}connection within {_CONNECT_TIMEOUT:g} s")
+                continue
             except OSError as error:
                 failure = error
                 continue

@@ -1,4 +1,5 @@
 """The options of `penstock bench`, and what they add up to. Rooms are imported when the command runs."""
+# ruff: noqa: PLC0415 - `penstock --help` shall be quick
 
 import sys
 from datetime import UTC, datetime
@@ -34,6 +35,7 @@ _OUTPUT = "Output"
 
 
 def bench(
+    *,
     url: Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", metavar="URL", help="The server, with or without /v1.")],
     model: Annotated[str, typer.Option(metavar="NAME", help="The model, as the server calls it.")],
     key: Annotated[
@@ -51,12 +53,12 @@ def bench(
     concurrency: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, rich_help_panel=_LOAD, help="Closed loop: requests at a time. [dim]\\[default: 8][/]"
+            metavar="N", min=1, rich_help_panel=_LOAD, show_default="8", help="Closed loop: requests at a time."
         ),
     ] = None,
     duration: Annotated[
         float | None,
-        typer.Option(metavar="S", min=0.1, rich_help_panel=_LOAD, help="Seconds to send for. [dim]\\[default: 30][/]"),
+        typer.Option(metavar="S", min=0.1, rich_help_panel=_LOAD, show_default="30", help="Seconds to send for."),
     ] = None,
     requests: Annotated[
         int | None, typer.Option(metavar="N", min=1, rich_help_panel=_LOAD, help="Or: how many requests to send.")
@@ -131,11 +133,11 @@ def bench(
         ),
     ] = None,
     compare_key: Annotated[
-        str | None, typer.Option(metavar="KEY", rich_help_panel=_COMPARE, help="Its key. [dim]\\[default: --key][/]")
+        str | None, typer.Option(metavar="KEY", rich_help_panel=_COMPARE, show_default="--key", help="Its key.")
     ] = None,
     compare_model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", rich_help_panel=_COMPARE, help="Its model. [dim]\\[default: --model][/]"),
+        typer.Option(metavar="NAME", rich_help_panel=_COMPARE, show_default="--model", help="Its model."),
     ] = None,
     slo: Annotated[
         str | None,
@@ -169,6 +171,7 @@ def bench(
 
     from gateway.bench import load, report
     from gateway.bench.client import Target
+    from gateway.bench.results import Report
 
     config = {
         name: str(value) if isinstance(value, Path) else value
@@ -192,7 +195,7 @@ def bench(
             prompt_tokens, output_tokens, dataset,
             seed=seed, turns=turns, prefix_tokens=prefix_tokens, prefixes=prefixes,
         ),
-        plans=_plans(rate, arrivals is Arrivals.POISSON, concurrency, duration, requests, sweep),
+        plans=_plans(rate=rate, poisson=arrivals is Arrivals.POISSON, concurrency=concurrency, duration=duration, requests=requests, sweep=sweep),
         warmup=warmup,
         timeout=timeout,
         slo=_slo(slo),
@@ -203,8 +206,6 @@ def bench(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with _watcher(console, len(spec.plans), shown=not no_progress) as watcher:
         runs = uvloop.run(load.bench(spec, watcher))
-    from gateway.bench.results import Report
-
     result = Report(created, config, tuple(runs), spec.slo)
     report.render(result, console)
     _write(result, json, html, requests=json_requests, console=console)
@@ -270,16 +271,20 @@ def _lengths(option: str, text: str) -> "Lengths":
     return result
 
 
-def _source(prompt_tokens: str, output_tokens: str, dataset: Path | None, **options: int) -> "Synthetic | Dataset":
+def _source(
+    prompt: str, output: str, dataset: Path | None, *, seed: int, turns: int, prefix_tokens: int, prefixes: int
+) -> "Synthetic | Dataset":
     from gateway.bench.prompts import Dataset, Synthetic, parse_dataset
 
-    output = _lengths("--output-tokens", output_tokens)
-    if dataset is not None:
-        return Dataset(_checked("--dataset", parse_dataset, dataset.read_bytes()), output, **options)
-    return Synthetic(_lengths("--prompt-tokens", prompt_tokens), output, **options)
+    answer = _lengths("--output-tokens", output)
+    if dataset is None:
+        return Synthetic(_lengths("--prompt-tokens", prompt), answer, seed, turns, prefix_tokens, prefixes)
+    items = _checked("--dataset", parse_dataset, dataset.read_bytes())
+    return Dataset(items, answer, seed, turns, prefix_tokens, prefixes)
 
 
 def _plans(
+    *,
     rate: float | None,
     poisson: bool,
     concurrency: int | None,

@@ -1,4 +1,5 @@
 """Drives load at targets, in callbacks: arrivals, closed loops, when to stop, and how this side itself fares."""
+# ruff: noqa: S311 - random, not secret
 
 import asyncio
 import gc
@@ -36,7 +37,6 @@ from gateway.bench.results import (
     Sample,
     Slo,
     TargetResult,
-    spread,
     summarise,
 )
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 TICK: Final = 0.05  # seconds between looks at the clock, the deadlines and this side's own lag
 _SAMPLE_EVERY: Final = 10  # ticks
 _SLACK: Final = 0.0005  # seconds; timers are whole milliseconds, so one may come so much too early
+_LOT: Final = 32  # conversations that a closed loop begins at once
 _FIRST_PAUSE: Final = 0.05  # seconds that a closed loop's slot waits after a failure, doubled by each further one …
 _LONGEST_PAUSE: Final = 1.0  # … up to this
 
@@ -210,8 +211,7 @@ class Lane:
         if self._plan.rate:
             self._arrive()
         else:
-            for _ in range(self._plan.concurrency or 1):
-                self._next(now())
+            self._launch(self._plan.concurrency or 1)
         self._check_idle()
 
     def stop(self, why: str) -> None:
@@ -258,6 +258,13 @@ class Lane:
         self._closed = True
         self._check_idle()
 
+    def _launch(self, slots: int) -> None:
+        """Begins in small lots, so that the first answers are not read late because the last requests are still written."""
+        for _ in range(min(slots, _LOT)):
+            self._next(now())
+        if slots > _LOT:
+            asyncio.get_running_loop().call_soon(self._launch, slots - _LOT)
+
     def _next(self, at: float) -> None:
         if self._closed or at >= self._until or (self._most is not None and self._begun >= self._most):
             self._closed = True
@@ -271,7 +278,8 @@ class Lane:
 
     def send(self, talk: "_Talk", turn: Turn, due: float) -> None:
         body = self._body.encode(talk.history, turn.max_tokens)
-        self.client.send(Exchange(body, due, talk.index, talk.turn, talk.ended, keep_events=self._turns > 1))
+        exchange = Exchange(body, talk.ended, due=due, index=talk.index, turn=talk.turn, keep_events=self._turns > 1)
+        self.client.send(exchange)
 
     def answered(self, talk: "_Talk", exchange: Exchange) -> None:
         self._take(exchange)
@@ -345,7 +353,7 @@ class _Talk:
 def as_record(exchange: Exchange, start: float, longest_gap: float, *, keep_times: bool = False) -> Record:
     times, usage = exchange.reader.times, exchange.reader.usage
     return Record(
-        index=exchange.index,
+        conversation=exchange.index,
         turn=exchange.turn,
         due=exchange.due - start,
         sent=exchange.sent - start,
@@ -373,7 +381,7 @@ async def drive(
     loop = asyncio.get_running_loop()
     lag = Histogram()
     ticks = loop.create_task(_tick(lanes, lag, on_sample))
-    loop.add_signal_handler(signal.SIGINT, lambda: [lane.stop("interrupted") for lane in lanes])
+    loop.add_signal_handler(signal.SIGINT, _stop_all, lanes, "interrupted")
     cpu, began = time.process_time(), now()
     try:
         with _no_collection():
@@ -405,6 +413,11 @@ async def drive(
     )
 
 
+def _stop_all(lanes: Sequence[Lane], why: str) -> None:
+    for lane in lanes:
+        lane.stop(why)
+
+
 async def _tick(lanes: Sequence[Lane], lag: Histogram, on_sample: Callable[[Sequence[Lane]], None]) -> None:
     for n in count():
         due = now() + TICK
@@ -419,8 +432,7 @@ async def _tick(lanes: Sequence[Lane], lag: Histogram, on_sample: Callable[[Sequ
             lane.client.sweep(at)
             lane.close_on_time(at)
         if why := next((lane.stopped for lane in lanes if lane.stopped), None):
-            for lane in lanes:  # half a comparison is none
-                lane.stop(why)
+            _stop_all(lanes, why)  # half a comparison is none
 
 
 @contextmanager
@@ -523,7 +535,9 @@ class Probe:
 
     @classmethod
     def calibration(cls, records: Sequence[Record]) -> Calibration:
-        tokens = {record.index: record.prompt_tokens for record in records if record.counted and record.cause is None}
+        tokens = {
+            record.conversation: record.prompt_tokens for record in records if record.counted and record.cause is None
+        }
         if len(tokens) < len(cls.WORDS):
             return Calibration()
         return Calibration.fit((cls.WORDS[0], tokens[0]), (cls.WORDS[1], tokens[1]))

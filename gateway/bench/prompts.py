@@ -2,10 +2,12 @@
 
 A conversation is a tuple of turns; what the model answered goes between them (`load.py`).
 """
+# ruff: noqa: S311 - random, not secret
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
@@ -86,8 +88,10 @@ class Calibration(NamedTuple):
         return max(1, round(tokens / self.per_word))
 
 
+_AS_IT_IS: Final = Calibration()
+
 # Short and common: one token each in most vocabularies, so that calibration only has to trim.
-_WORDS: Final = (
+_TEXT: Final = (
     "time year people way day man thing woman life child world school state family student group country problem hand part "
     "place case week company system program question work number night point home water room mother area money story fact "
     "month lot right study book eye job word business issue side kind head house service friend father power hour game line "
@@ -97,7 +101,8 @@ _WORDS: Final = (
     "public bad same able have say get make go know take see come think look want give use find tell ask seem feel try leave "
     "call keep let begin show hear play run move like live believe hold bring happen write provide sit stand lose pay meet "
     "include continue set learn lead understand watch follow stop create speak read allow add spend grow open walk win offer"
-).split()
+)
+_WORDS: Final = _TEXT.split()
 _POOL: Final = 1 << 16  # words of random text; a prompt is a slice of it
 
 
@@ -111,11 +116,11 @@ class Synthetic:
     turns: int = 1
     prefix_tokens: int = 0
     prefixes: int = 1  # how many different ones, taken in turn
-    calibration: Calibration = Calibration()
-    _pool: Sequence[str] = field(init=False, repr=False, compare=False)
+    calibration: Calibration = _AS_IT_IS
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_pool", random.Random(f"{self.seed}/pool").choices(_WORDS, k=_POOL))
+    @cached_property
+    def _pool(self) -> Sequence[str]:
+        return random.Random(f"{self.seed}/pool").choices(_WORDS, k=_POOL)
 
     def conversation(self, index: int) -> Conversation:
         rng = random.Random(f"{self.seed}/{index}")
@@ -148,22 +153,18 @@ class Dataset:
     turns: int = 1
     prefix_tokens: int = 0
     prefixes: int = 1
-    calibration: Calibration = Calibration()
-    _order: Sequence[int] = field(init=False, repr=False, compare=False)
+    calibration: Calibration = _AS_IT_IS
 
-    def __post_init__(self) -> None:
-        order = list(range(len(self.items)))
-        random.Random(f"{self.seed}/order").shuffle(order)
-        object.__setattr__(self, "_order", order)
+    @cached_property
+    def _order(self) -> Sequence[int]:
+        return random.Random(f"{self.seed}/order").sample(range(len(self.items)), len(self.items))
 
     def conversation(self, index: int) -> Conversation:
         item = self.items[self._order[index % len(self._order)]]
         rng = random.Random(f"{self.seed}/{index}")
         max_tokens = item.max_tokens or (self.output.draw(rng) if self.output else None)
-        if self.turns == 1 and item.whole:
-            groups = [item.messages]
-        else:
-            groups = user_turns(item.messages)[: self.turns]
+        alone = self.turns == 1 and item.whole
+        groups = [item.messages] if alone else user_turns(item.messages)[: self.turns]
         return with_prefix(tuple(Turn(group, max_tokens) for group in groups), shared_prefix(self, index))
 
 
@@ -195,11 +196,8 @@ def with_prefix(conversation: Conversation, prefix: str) -> Conversation:
     first, *turns = conversation
     message, *messages = first.messages
     content = message["content"]
-    if isinstance(content, str):
-        content = f"{prefix}\n\n{content}"
-    else:
-        content = [{"type": "text", "text": prefix}, *content]
-    return (first._replace(messages=({**message, "content": content}, *messages)), *turns)
+    texted = f"{prefix}\n\n{content}" if isinstance(content, str) else [{"type": "text", "text": prefix}, *content]
+    return (first._replace(messages=({**message, "content": texted}, *messages)), *turns)
 
 
 def random_words(rng: random.Random, count: int) -> str:
@@ -265,15 +263,13 @@ def _item(entry: Any, where: str) -> Item | None:
     if isinstance(prompt := entry.get("prompt"), str):
         return Item(({"role": "user", "content": prompt},), limit, whole=True)
     if isinstance(said := entry.get("conversations"), list):
-        messages = [_sharegpt_message(message, where) for message in said]
-        if not messages or messages[0]["role"] == "assistant":
-            return None
-        item = Item(up_to_user(messages), limit, whole=False)
-        return item if item.messages else None
-    if isinstance(messages := entry.get("messages"), list):
-        good = all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages)
-        if good and (upto := up_to_user(messages)):
-            return Item(upto, limit, whole=True)
+        talk = [_sharegpt_message(message, where) for message in said]
+        asked = up_to_user(talk)
+        return Item(asked, limit, whole=False) if asked and asked[0]["role"] != "assistant" else None
+    if isinstance(given := entry.get("messages"), list):
+        good = all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in given)
+        if good and (asked := up_to_user(given)):
+            return Item(asked, limit, whole=True)
         raise ValueError(f'{where}: "messages" must hold objects with "role" and "content", one of them the user\'s')
     raise fault
 

@@ -146,7 +146,8 @@ def _headline(run: Run, *, several: bool) -> Text:
     line.append(f"   {count(failed)} failed", "bold red" if failed else "dim")
     if abandoned:
         line.append(f"   {count(abandoned)} abandoned", "yellow")
-    line.append(f"   {duration(longest)}", "dim")
+    if longest:
+        line.append(f"   {duration(longest)}", "dim")
     if run.stopped:
         line.append(f"\n   stopped: {run.stopped}", "red")
     return line
@@ -215,9 +216,9 @@ def _failures(target: TargetResult, *, named: bool) -> RenderableType:
     table.add_column("count", justify="right", style="bold")
     table.add_column("what the first was told", style="dim", overflow="fold", max_width=58)
     for failure in target.summary.failures:
-        table.add_row(Text(failure.cause), count(failure.count), Text(failure.detail))
-    worst = target.summary.failures[0].cause
-    return _indented(Group(table, Text(), Text(f"→ {CHECK[worst]}", "yellow")))
+        table.add_row(Text(failure.cause), count(failure.requests), Text(failure.detail))
+    checks = [Text(f"→ {CHECK[failure.cause]}", "yellow") for failure in target.summary.failures[:3]]
+    return _indented(Group(table, Text(), *checks))
 
 
 def notes(run: Run) -> list[str]:
@@ -240,6 +241,8 @@ def notes(run: Run) -> list[str]:
 def _footnotes(run: Run) -> RenderableType:
     health = run.health
     lines: list[RenderableType] = [Text(note, "dim") for note in notes(run)]
+    if not health.lag.size:
+        return _indented(Group(*lines))
     lag = f"loop lag p50 {duration(health.lag.p50)}, p99 {duration(health.lag.p99)}"
     lines.append(Text(f"Load generator: {health.cpu:.0%} of one core, {lag}.", "dim"))
     if health.bottleneck:
@@ -318,7 +321,7 @@ class Live:
         state.append(f"{count(sum(sample.ok for sample in latest)):>7} ok", "green")
         if failed := sum(sample.failed for sample in latest):
             state.append(f"{count(failed):>6} failed", "red")
-        assert self._task is not None  # noqa: S101 - `begin` comes first
+        assert self._task is not None  # `begin` comes first
         self._progress.update(self._task, completed=min(lane.share for lane in lanes), state=state, refresh=True)
 
 

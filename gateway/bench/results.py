@@ -53,7 +53,7 @@ CHECK: Final[Mapping[Cause, str]] = {
 class Record(NamedTuple):
     """One request. Points in time count from the start of the run."""
 
-    index: int  # of the conversation; the same index is the same prompt for every target
+    conversation: int  # its number; the same number is the same prompts for every target
     turn: int
     due: float  # when it should have been sent; when it was, in a closed loop
     sent: float
@@ -100,9 +100,9 @@ class Sample(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A distribution in six numbers; all zero when `count` is."""
+    """A distribution in six numbers; all zero when `size` is."""
 
-    count: int
+    size: int
     mean: float
     p50: float
     p90: float
@@ -123,8 +123,8 @@ def spread(values: Iterable[float]) -> Spread:
     ordered = sorted(values)
     if not ordered:
         return Spread(0, 0, 0, 0, 0, 0, 0)
-    quantiles = (percentile(ordered, q) for q in QUANTILES.values())
-    return Spread(len(ordered), math.fsum(ordered) / len(ordered), *quantiles, ordered[-1])
+    p50, p90, p95, p99 = (percentile(ordered, q) for q in QUANTILES.values())
+    return Spread(len(ordered), math.fsum(ordered) / len(ordered), p50, p90, p95, p99, ordered[-1])
 
 
 class Histogram:
@@ -166,7 +166,8 @@ class Histogram:
     def spread(self) -> Spread:
         if not self.count:
             return Spread(0, 0, 0, 0, 0, 0, 0)
-        return Spread(self.count, self.total / self.count, *self._quantiles(), self.max)
+        p50, p90, p95, p99 = self._quantiles()
+        return Spread(self.count, self.total / self.count, p50, p90, p95, p99, self.max)
 
     def _middle(self, i: int) -> float:
         return min(self._FLOOR * math.exp((i - 0.5) / self._PER_E), self.max) if i else 0.0
@@ -220,7 +221,7 @@ def parse_slo(text: str) -> Slo:
 
 class Failure(NamedTuple):
     cause: Cause
-    count: int
+    requests: int
     detail: str  # what the first of them was told
 
 
@@ -266,7 +267,9 @@ class Health(NamedTuple):
 
     @property
     def bottleneck(self) -> str | None:
-        """Why the figures are not to be trusted; None if they are."""
+        """Why the figures are not to be trusted; None if they are, or if there was no time to tell."""
+        if self.lag.size < MIN_TICKS:
+            return None
         if self.cpu > MAX_CPU:
             return f"it used {self.cpu:.0%} of its core"
         if self.lag.p99 > MAX_LAG:
@@ -274,6 +277,7 @@ class Health(NamedTuple):
         return None
 
 
+MIN_TICKS: Final = 20  # one second
 MAX_CPU: Final = 0.90
 MAX_LAG: Final = 0.020  # seconds; later than this, time stamps tell more of this side than of the server
 
@@ -323,7 +327,7 @@ def token_rates(samples: Sequence[Sample], tokens_per_chunk: float, width: float
 
 
 def tokens_per_chunk(summary: Summary) -> float:
-    chunks = summary.itl.count + summary.ok
+    chunks = summary.itl.size + summary.ok
     return summary.output_tokens / chunks if chunks else 1.0
 
 
