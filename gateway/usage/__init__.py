@@ -1,0 +1,1 @@
+"""Counting tokens: what a request will cost, what it did cost, and the books."""
