@@ -345,7 +345,6 @@ class KeyConfig(_Section):
             raise ValueError("must have only one of key and key_sha256")
         return self
 
-    @property
     def digest(self) -> str:
         """The key's SHA-256 in lower-case hexadecimal, however the key was given."""
         return _digest(self.key) if self.key else str(self.key_sha256)
@@ -434,10 +433,10 @@ def _access_problems(keys: list[KeyConfig], auth: str, admin_key: SecretStr | No
         field = "key" if key.key else "key_sha256"
         if names.setdefault(key.name, index) != index:
             yield (index, "name"), f"the same name as keys[{names[key.name]}]; each key needs a name of its own"
-        if key.digest == admin_digest:
+        if key.digest() == admin_digest:
             yield (index, field), "the same as admin_key; a client's key must not open the admin API"
-        if digests.setdefault(key.digest, index) != index:
-            yield (index, field), f"the same key as keys[{digests[key.digest]}]; each entry needs a key of its own"
+        if digests.setdefault(key.digest(), index) != index:
+            yield (index, field), f"the same key as keys[{digests[key.digest()]}]; each entry needs a key of its own"
 
 
 def _grant_problems(keys: list[KeyConfig], models: Mapping[str, ModelConfig]) -> Iterator[tuple[Place, str]]:
