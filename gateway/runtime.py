@@ -22,6 +22,7 @@ from gateway.app import make_app
 from gateway.auth import Keyring
 from gateway.config.load import ConfigError, load
 from gateway.config.schema import Config, ModelConfig, grants
+from gateway.edge.protocol import EdgeProtocol, Timeouts, bound
 from gateway.limits.base import Limits
 from gateway.limits.memory import MemoryLimiter
 from gateway.observe.logs import UVICORN, AccessLog
@@ -35,7 +36,7 @@ from gateway.usage.tokens import TokenCounter, load_counter
 
 log = structlog.get_logger("penstock")
 
-SWEEP = 1.0  # seconds between two looks at idle connections
+SWEEP = 1.0  # seconds between two looks at all connections
 
 
 class Memory:
@@ -116,7 +117,7 @@ def sources(config: Config) -> dict[str, ModelSource]:
 
 def on_engine_event(event: EngineEvent) -> None:
     level = log.warning if event.kind in (EventKind.UNHEALTHY, EventKind.FAILED) else log.info
-    level("engine " + event.kind, replica=event.replica_id, detail=event.message)
+    level("engine " + event.kind, replica=event.replica, detail=event.message)
 
 
 class Server(uvicorn.Server):
@@ -163,9 +164,13 @@ class Process:
             access_log=AccessLog(),
         )
         self._sources = sourced
+        self._protocol = bound(
+            gateway, Timeouts(server_config.header_timeout, server_config.body_timeout, server_config.idle_timeout)
+        )
         self._server = Server(
             uvicorn.Config(
                 make_app(gateway),
+                http=self._protocol,
                 lifespan="off",
                 ws="none",
                 log_config=UVICORN,
@@ -206,7 +211,11 @@ class Process:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            self._gateway.client.sweep(time.monotonic())
+            now = time.monotonic()
+            self._gateway.client.sweep(now)
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, EdgeProtocol):
+                    connection.tick(now)
 
     # ---- signals
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 TICK: Final = 0.05  # seconds between looks at the clock, the deadlines and this side's own lag
 _SAMPLE_EVERY: Final = 10  # ticks
 _SLACK: Final = 0.0005  # seconds; timers are whole milliseconds, so one may come so much too early
+_STAGGER: Final = TICK / 2
 _LOT: Final = 32  # conversations that a closed loop begins at once
 _FIRST_PAUSE: Final = 0.05  # seconds that a closed loop's slot waits after a failure, doubled by each further one …
 _LONGEST_PAUSE: Final = 1.0  # … up to this
@@ -205,14 +206,15 @@ class Lane:
         self._closed = False
 
     def start(self, at: float) -> None:
+        """Begins at that time."""
         self._start = at
         if self._plan.duration is not None:
             self._until = at + self._plan.duration
+        loop = asyncio.get_running_loop()
         if self._plan.rate:
-            self._arrive()
+            loop.call_soon(self._arrive)
         else:
-            self._launch(self._plan.concurrency or 1)
-        self._check_idle()
+            loop.call_later(max(at - now(), 0.0), self._launch, self._plan.concurrency or 1)
 
     def stop(self, why: str) -> None:
         """Sends nothing more and gives up what runs."""
@@ -385,8 +387,8 @@ async def drive(
     cpu, began = time.process_time(), now()
     try:
         with _no_collection():
-            for lane in lanes:
-                lane.start(began)
+            for i, lane in enumerate(lanes):
+                lane.start(began + i * _STAGGER)  # else one of two equal targets would always be read after the other
             await asyncio.gather(*(lane.idle.wait() for lane in lanes))
     finally:
         loop.remove_signal_handler(signal.SIGINT)

@@ -203,7 +203,7 @@ def _comparison(first: TargetResult, second: TargetResult) -> RenderableType:
         a, b = row.value(one), row.value(two)
         table.add_row(row.name, row.show(a), row.show(b), ratio(a, b))
     for name, pick in LATENCIES:
-        table.add_section()
+        table.add_row()
         for column in ("mean", *QUANTILES):
             a, b = getattr(pick(one), column), getattr(pick(two), column)
             table.add_row(f"{name} {column}", duration(a), duration(b), ratio(a, b))

@@ -10,7 +10,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -115,8 +115,7 @@ class Connection(asyncio.Protocol):
     # ---- what the event loop tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
         if self._receiver is None:  # bytes that nobody asked for: the next answer could be taken for another's
@@ -213,8 +212,7 @@ class Pool:
         except BaseException:
             self.open -= 1
             raise
-        assert isinstance(made, Connection)
-        return made
+        return cast(Connection, made)
 
     def forget(self, connection: Connection) -> None:
         if connection in self.idle:

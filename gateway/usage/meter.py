@@ -90,6 +90,8 @@ class OpenAIMeter:
             self._finished += data.count(b'"finish_reason":"')
         elif b'"choices":[{' not in data:
             return self._unusual(data)
+        elif not self.tokens and b'"role":"' in data and b'"content":""' in data:
+            return Verdict.OTHER  # a chat's first chunk: no token yet
         self.tokens += 1
         return Verdict.TOKEN
 

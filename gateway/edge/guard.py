@@ -1,0 +1,73 @@
+"""What a request's head may be. Pure: bytes in, a verdict out (facts: http-edge.md §1, §4).
+
+llhttp's strict framing refuses the smuggling of lengths and codings; what it lets pass is judged here.
+"""
+
+import re
+from typing import Final
+
+from gateway.errors import GatewayError
+
+MAX_HEAD: Final = 64 * 1024  # bytes of request line and headers; OpenAI documents the same
+MAX_FIELDS: Final = 100  # header fields; Envoy's default
+MAX_URL: Final = 8 * 1024  # bytes
+
+# Letters, digits and what else a reg-name or an address holds; userinfo, paths and spaces do not belong here.
+HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+UPGRADE: Final = re.compile(rb"(?im)^upgrade(?=[ \t]*:)")
+REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([^\r\n]*?) +HTTP/1\.[01]\r?$")
+
+
+def bad(message: str, status: int = 400, code: str | None = None) -> GatewayError:
+    return GatewayError(status, code, message)
+
+
+def headers_too_large() -> GatewayError:
+    return bad(
+        f"The request's headers are too large: at most {MAX_HEAD} bytes and {MAX_FIELDS} fields are accepted.",
+        431,
+        "headers_too_large",
+    )
+
+
+def uri_too_long() -> GatewayError:
+    return bad(f"The URL is too long: at most {MAX_URL} bytes are accepted.", 414, "uri_too_long")
+
+
+def oversized(head: bytes) -> GatewayError:
+    """Which limit a head that has outgrown `MAX_HEAD` has broken: its URL's, or that of all."""
+    return uri_too_long() if len(head.partition(b"\n")[0]) > MAX_URL else headers_too_large()
+
+
+def request_line(head: bytes) -> GatewayError | None:
+    """Judges the request line of a complete head, before the parser sees it."""
+    line = head[: head.index(b"\n")]
+    if len(line) > MAX_URL + 64:
+        return uri_too_long()
+    if not REQUEST_LINE.match(line):
+        return bad("Malformed request line: expected 'METHOD /path HTTP/1.1'.")
+    return None
+
+
+def without_upgrade(head: bytes) -> bytes:
+    """The head with `Upgrade` renamed: no upgrade is offered, and the parser would drop the body after one."""
+    return UPGRADE.sub(b"x-grade", head) if b"pgrade" in head or b"PGRADE" in head else head
+
+
+def headers(found: list[tuple[bytes, bytes]], version: str) -> GatewayError | None:
+    """Judges a head's fields, names in lower case."""
+    if len(found) > MAX_FIELDS:
+        return headers_too_large()
+    hosts = 0
+    for name, value in found:
+        if name == b"host":
+            hosts += 1
+            if not HOST.fullmatch(value):
+                return bad("The Host header is malformed.")
+        elif name == b"transfer-encoding" and version == "1.0":
+            return bad("HTTP/1.0 has no Transfer-Encoding.")
+        elif name == b"expect" and value.lower() != b"100-continue":
+            return bad("Only 'Expect: 100-continue' is understood.", 417, "expectation_failed")
+    if hosts != 1 and (version == "1.1" or hosts > 1):
+        return bad("Exactly one Host header is needed.")
+    return None

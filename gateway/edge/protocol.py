@@ -1,0 +1,398 @@
+"""The protocol class: one connection, its requests one after the other, each in the fast lane or in uvicorn's own.
+
+The parser is fed a request at a time: first its head, whole, then its body. So what is judged is judged before the
+parser (or anything else) acts on it, a pipelined request waits as bytes, and each is authorised by itself.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Any, Final
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.edge import guard
+from gateway.edge.sink import EdgeSink, head as reply_head
+from gateway.errors import GatewayError
+from gateway.head import make_head
+from gateway.policy import Gateway
+from gateway.relay import ClientGone
+from gateway.serve import serve, too_large
+from gateway.types import Endpoint
+from gateway.wire import errors as wire_errors
+from gateway.wire.openai import ENDPOINTS
+
+MAX_HELD: Final = 256 * 1024  # bytes of pipelined requests that may wait
+MAX_DISCARDED: Final = 8 * 1024 * 1024  # bytes of a refused body that are read, so that the client hears why
+HIGH_WATER: Final = 256 * 1024  # bytes that may wait for a client before its engine is no longer read from
+LINGER: Final = 5.0  # seconds in which a refused client may read its answer
+GRACE_PER_BYTE: Final = 1 / 100_000  # seconds of body_timeout for each byte that has come
+FAST: Final[Mapping[bytes, Endpoint]] = {e.path.encode(): e for e in ENDPOINTS}
+
+
+class Stage(Enum):
+    HEAD = auto()  # waiting for a request, or for the rest of its head
+    BODY = auto()  # its body is coming
+    ANSWER = auto()  # it is all there; its answer is not
+    CLOSING = auto()  # nothing that comes is read as a request any more
+
+
+class Timeouts:
+    """Seconds; what the config says under `server`."""
+
+    def __init__(self, header: float, body: float, idle: float) -> None:
+        self.header = header
+        self.body = body
+        self.idle = idle
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """Made by uvicorn for each connection; `bound` gives it what it works with."""
+
+    gateway: Gateway
+    timeouts: Timeouts
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.stage = Stage.HEAD
+        self.since = time.monotonic()  # when the stage's deadline began to run
+        self.touched = False  # bytes of the next request have come
+        self.version = "1.1"
+        self.sink: EdgeSink | None = None  # of the request in the fast lane
+        self._held = b""  # bytes not yet fed
+        self._left = 0  # bytes of the body to come; -1: chunked
+        self._came = 0  # bytes of the body that have come
+        self._body: list[bytes] = []
+        self._refusal: GatewayError | None = None
+        self._too_large = False
+        self._discard = False  # the answer is out, the rest of the body is not wanted
+        self._whole: asyncio.Future[None] | None = None  # the body is all there
+        self._parsed = False  # the parser has seen the end of the message
+
+    # ---- bytes come in
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        while data:
+            stage = self.stage
+            if stage is Stage.HEAD:
+                data = self._feed_head(data)
+            elif stage is Stage.BODY:
+                data = self._feed_body(data)
+            elif stage is Stage.ANSWER:
+                self._hold(data)
+                return
+            else:
+                return
+
+    def _hold(self, data: bytes) -> None:
+        """Keeps what was pipelined. Reading goes on, or a disconnect would go unnoticed."""
+        if len(data) > MAX_HELD:
+            self.transport.abort()
+        else:
+            self._held = data
+
+    def _feed_head(self, data: bytes) -> bytes:
+        if not self.touched:
+            data = data.lstrip(b"\r\n")  # RFC 9112 §2.2: an empty line before a request is no request
+            if not data:
+                return b""
+            self.touched = True
+            self.since = time.monotonic()
+            self._unset_keepalive_if_required()
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) > guard.MAX_HEAD:
+                self._refuse(guard.oversized(data))
+            elif not _could_be_http(data):
+                self._refuse(guard.bad("This is not HTTP/1.1."))
+            elif b"\n" in data and (refusal := guard.request_line(data)) is not None:
+                self._refuse(refusal)
+            else:
+                self._held = data
+            return b""
+        end += 4
+        head = data[:end]
+        if end > guard.MAX_HEAD:
+            self._refuse(guard.oversized(head))
+            return b""
+        refusal = guard.request_line(head)
+        if refusal is not None:
+            self._refuse(refusal)
+            return b""
+        self.stage = Stage.BODY
+        self._left = self._came = 0
+        self._body = []
+        self._parsed = self._too_large = self._discard = False
+        if not self._feed(guard.without_upgrade(head)):
+            return b""
+        if self._refusal is not None:
+            self._refuse(self._refusal)
+            return b""
+        if self._parsed:
+            self._message_ends()
+        return data[end:]
+
+    def _feed_body(self, data: bytes) -> bytes:
+        if self._left > 0:
+            piece, rest = data[: self._left], data[self._left :]
+            self._left -= len(piece)
+        else:
+            # A chunked message ends with a blank line: feed up to each, and the next request is never fed along.
+            cut = data.find(b"\r\n\r\n")
+            if cut < 0:
+                # The blank line may be torn by the network: leave its first bytes for the next turn.
+                cut = len(data) - _torn(data)
+                self._held = data[cut:]
+                data = data[:cut]
+            else:
+                cut += 4
+            piece, rest = data[:cut], data[cut:]
+        if not self._feed(piece):
+            return b""
+        if self._parsed:
+            self._message_ends()
+        return rest
+
+    def _feed(self, data: bytes) -> bool:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(guard.bad("CONNECT and upgrades are not offered.", 405, "method_not_allowed"))
+            return False
+        except httptools.HttpParserError:
+            self._refuse(guard.bad("The request is not valid HTTP/1.1."))
+            return False
+        return self.stage is not Stage.CLOSING
+
+    def _message_ends(self) -> None:
+        if self._discard:
+            self._next()
+            return
+        self.stage = Stage.ANSWER
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_result(None)
+
+    # ---- what the parser tells
+
+    def on_headers_complete(self) -> None:
+        version = self.version = self.parser.get_http_version()
+        self._refusal = guard.headers(self.headers, version)
+        if self._refusal is not None:
+            return
+        for name, value in self.headers:
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"transfer-encoding":
+                self._left = -1
+        endpoint = FAST.get(self.url)
+        if endpoint is None or self.parser.get_method() != b"POST":
+            super().on_headers_complete()
+            return
+        self._begin(endpoint)
+
+    def on_body(self, body: bytes) -> None:
+        self._came += len(body)
+        if self.sink is None:
+            super().on_body(body)
+        elif self._discard:
+            if self._came > MAX_DISCARDED:
+                self._close_gently()
+        elif self._came > self.gateway.policy.max_body_bytes:
+            self._too_large = True
+            self._body = []
+            if self._whole is not None and not self._whole.done():
+                self._whole.set_result(None)
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._parsed = True
+        if self.sink is None and self._refusal is None:
+            super().on_message_complete()
+
+    # ---- the fast lane
+
+    def _begin(self, endpoint: Endpoint) -> None:
+        client = self.client
+        head = make_head(endpoint, self.headers, client[0] if client else "")
+        self._whole = None
+        self.sink = sink = EdgeSink(
+            self.transport,
+            self.server_state.default_headers,
+            self._answered,
+            keep_alive=self.version != "1.0" and self.parser.should_keep_alive() and not self.gateway.draining,
+            version_1_0=self.version == "1.0",
+        )
+        task = self.loop.create_task(serve(self.gateway, head, self._read_body, sink))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _read_body(self) -> bytes:
+        """The body, when it is all there. Raises `GatewayError`, `ClientGone`."""
+        sink = self.sink
+        assert sink is not None
+        if self.stage is Stage.BODY and not self._too_large:
+            if self.expect_100_continue:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.since = time.monotonic()
+            self._whole = self.loop.create_future()
+            await self._whole
+        if sink.gone:
+            raise ClientGone
+        if self._too_large:
+            raise too_large(self.gateway.policy.max_body_bytes)
+        body, self._body = self._body, []
+        return body[0] if len(body) == 1 else b"".join(body)
+
+    def _answered(self) -> None:
+        """The fast lane's answer is complete."""
+        self.server_state.total_requests += 1
+        sink = self.sink
+        if sink is None or sink.gone or self.transport.is_closing():
+            return
+        if not sink.keep_alive:
+            self._close_gently() if self.stage is Stage.BODY else self.transport.close()
+        elif self.stage is Stage.BODY:
+            self._discard = True
+            self.since = time.monotonic()
+        else:
+            self._next()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's own lane has answered."""
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            if self.stage is Stage.BODY and not self._parsed:
+                self._discard = True
+            else:
+                self._next()
+
+    def _next(self) -> None:
+        """On to the next request of this connection."""
+        self.sink = None
+        self.stage = Stage.HEAD
+        self.touched = False
+        self.since = time.monotonic()
+        if self._held:
+            self.loop.call_soon(self._pipelined)
+
+    def _pipelined(self) -> None:
+        if self.stage is Stage.HEAD and not self.transport.is_closing():
+            data, self._held = self._held, b""
+            self.data_received(data)
+
+    # ---- refusing
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Answers what HTTP still can, and closes. Into a running answer nothing is written."""
+        answering = self.sink is not None and not self.sink.finished
+        if answering or (self.cycle is not None and not self.cycle.response_complete):
+            self.transport.abort()
+            return
+        body = wire_errors.body(error)
+        fields = [*wire_errors.headers(error), (b"content-type", b"application/json")]
+        parts = reply_head(error.status, fields, self.server_state.default_headers, close=True)
+        self.transport.write(b"".join([*parts, b"content-length: %d\r\n\r\n" % len(body), body]))
+        self.gateway.metrics.other_model.request("none", error.status, 0)
+        self._close_gently()
+
+    def _close_gently(self) -> None:
+        """Closes for writing, and reads on for a while: closing with unread bytes would reset the connection, and the
+        client might never see the answer."""
+        self.stage = Stage.CLOSING
+        self.since = time.monotonic()
+        self._held = b""
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER, self.transport.abort)
+
+    # ---- what the event loop tells
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client has sent all it will. It may still read: an answer on its way is finished."""
+        sink = self.sink
+        if sink is None or not sink.started or sink.finished:
+            return False
+        sink.close_after()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.sink is not None and not self.sink.finished:
+            self.sink.client_left()
+            if self._whole is not None and not self._whole.done():
+                self._whole.set_result(None)
+        self.stage = Stage.CLOSING
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.sink is not None:
+            self.sink.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.sink is not None:
+            self.sink.resume()
+
+    def shutdown(self) -> None:
+        if self.sink is not None and not self.sink.finished:
+            self.sink.close_after()
+        else:
+            super().shutdown()
+
+    # ---- deadlines
+
+    def tick(self, now: float) -> None:
+        """Called about once a second for every connection: one timer for all."""
+        waited = now - self.since
+        if self.stage is Stage.HEAD:
+            if not self.touched:
+                if waited > self.timeouts.idle:
+                    self.transport.close()
+            elif waited > self.timeouts.header:
+                self._refuse(GatewayError(408, "request_timeout", "The request's headers took too long to come."))
+        elif self.stage is Stage.BODY and waited > self.timeouts.body + self._came * GRACE_PER_BYTE:
+            if self.sink is not None and not self.sink.started:
+                self.sink.close_after()
+                if self._whole is not None and not self._whole.done():
+                    self._whole.set_exception(
+                        GatewayError(408, "request_timeout", "The request's body took too long to come.")
+                    )
+            else:
+                self.transport.abort()
+
+
+def _could_be_http(data: bytes) -> bool:
+    """Whether what has come so far can be the beginning of a request: a method is letters, and not many."""
+    method = data[:24].partition(b" ")[0]
+    return len(method) < 24 and method.replace(b"-", b"").isalpha()
+
+
+def _torn(data: bytes) -> int:
+    """How many bytes at the end could be the first ones of a blank line."""
+    for n in (3, 2, 1):
+        if b"\r\n\r\n".startswith(data[-n:]):
+            return n
+    return 0
+
+
+def bound(gateway: Gateway, timeouts: Timeouts) -> type[EdgeProtocol]:
+    """The class for `uvicorn.Config(http=…)`."""
+    return type("BoundEdgeProtocol", (EdgeProtocol,), {"gateway": gateway, "timeouts": timeouts})
