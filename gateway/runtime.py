@@ -131,6 +131,8 @@ class Server(uvicorn.Server):
 class Process:
     """A serving process, from its config to its exit code."""
 
+    http: str | None = None  # a protocol of uvicorn's own in place of the edge's
+
     def __init__(self, config: Config, path: Path) -> None:
         self._config = config
         self._path = path
@@ -145,11 +147,10 @@ class Process:
         try:
             listener = listen(server_config.host, server_config.port)
         except OSError as error:
-            reason = error.strerror or str(error)
-            print(
-                f"penstock: cannot listen on {server_config.host}:{server_config.port}: {reason}. "
-                "Choose another with --port, or stop what listens there.",
-                file=sys.stderr,
+            where = f"{server_config.host}:{server_config.port}"
+            sys.stderr.write(
+                f"penstock: cannot listen on {where}: {error.strerror or error}. "
+                "Choose another port with --port, or stop what listens there.\n"
             )
             return 1
         metrics = Metrics()
@@ -170,7 +171,7 @@ class Process:
         self._server = Server(
             uvicorn.Config(
                 make_app(gateway),
-                http=self._protocol,
+                http=self.http or self._protocol,
                 lifespan="off",
                 ws="none",
                 log_config=UVICORN,
