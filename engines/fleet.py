@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import quote
 
 from engines.command import Machine, Placement, place
-from engines.lifecycle import RestartPolicy
+from engines.lifecycle import Happening, RestartPolicy
 from engines.machine import this_machine
 from engines.monitor import Pace
 from engines.process import log_tail
@@ -120,6 +120,8 @@ class Fleet:
 
     def _launch(self, engine: Engine) -> None:
         if self._running:
+            # At once, so that nobody who looks now takes the last life's end for this one's.
+            engine.record.happened(Happening.LAUNCHED, reason="starting")
             self._tasks[engine.record.replica.id] = asyncio.create_task(_never_die(engine))
 
     async def stop(self) -> None:

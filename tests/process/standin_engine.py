@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200 if self.has_key() else 401, {"data": [card]})
         elif self.path == "/metrics":
             stuck = "stuck" in words()
-            tokens = 7 if stuck else time.monotonic_ns()
+            tokens = 7 if stuck or "quiet" in words() else time.monotonic_ns()
             self.reply(
                 200,
                 f'vllm:num_requests_running{{engine="0"}} {2.0 if stuck else 0.0}\n'
@@ -70,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        print("asked:", self.path)
         if not self.has_key():
             return self.reply(401, {"error": "Unauthorized"})
         if self.path != ("/v1/embeddings" if "STANDIN_POOLING" in os.environ else "/v1/completions"):
