@@ -140,8 +140,7 @@ class WholeRelay(_Attempt):
         self.terms.ttft.observe(now - self.terms.arrived)
         sink = self.sink
         sink.start(200, [*self.terms.headers(), (b"content-type", b"application/json")], len(body))
-        sink.write(body)
-        sink.finish()
+        sink.finish(body)
         self.finish()
 
     def tick(self, now: float) -> None:
@@ -207,42 +206,44 @@ class StreamRelay(_Attempt):
                 ended = self._end_of_stream(verdict, event)
                 break
             out.append(event if event.startswith((b"data: ", b"event: ")) else _canonical(event))
-        now = time.monotonic()
+        if not out and ended is False:
+            return
+        now = self._last_event = self._last_written = time.monotonic()
+        data = b""
         if out:
-            self._last_event = now
-            if not self.sink.started or not self._judged:
-                self._start(now)
             out.append(b"")
             data = b"\n\n".join(out)
-            if ended is True and self.call.endpoint.dialect == "openai":
-                data += sse.DONE_EVENT
-            self.sink.write(data)
-            self._last_written = now
             if tokens:
                 self._count(tokens, now)
-        elif ended is True:
+        if ended is False or ended is True or data:
             self._start(now)
-            if self.call.endpoint.dialect == "openai":
-                self.sink.write(sse.DONE_EVENT)
-        if ended:
-            self._finish_stream(ended)
+        if ended is False:
+            self.sink.write(data)
+        elif ended is True:
+            self._whole(data)
+        else:
+            if data:
+                self.sink.write(data)
+            self.finish(ended)
 
     def _start(self, now: float) -> None:
         if not self._judged:
             self._judged = True
             self.first_byte = now
-        if not self.sink.started:
-            self.sink.start(200, [*self.terms.headers(), *EVENT_STREAM], None)
+            if not self.sink.started:
+                self.sink.start(200, [*self.terms.headers(), *EVENT_STREAM], None)
+
+    def _whole(self, last: bytes) -> None:
+        """The stream has ended as it should."""
+        self.sink.finish(last + sse.DONE_EVENT if self.call.endpoint.dialect == "openai" else last)
+        self.finish()
 
     def _count(self, tokens: int, now: float) -> None:
         if self._last_token:
             self.terms.inter_token.observe(now - self._last_token)
-            tokens -= 1
         else:
             self.terms.ttft.observe(now - self.terms.arrived)
-            tokens -= 1
-        if tokens:
-            self.terms.inter_token.counts[0] += tokens  # those that came together with the one before
+        self.terms.inter_token.counts[0] += tokens - 1  # those that came together with the one before
         self._last_token = now
 
     def _end_of_stream(self, verdict: Verdict, event: bytes) -> Exception | bool:
@@ -253,20 +254,13 @@ class StreamRelay(_Attempt):
             return from_engine_event(sse.payload(event) or b"", self.call.endpoint, self.model)
         return errors.upstream_error()
 
-    def _finish_stream(self, ended: Exception | bool) -> None:
-        if isinstance(ended, Exception):
-            self.finish(ended)
-        else:
-            self.sink.finish()
-            self.finish()
-
     def end(self) -> None:
         if self.done.done():
             return
         if self._refused:
             self.finish(from_engine(self._refused, b"".join(self._body), self.call.endpoint, self.model))
         elif self.call.endpoint.dialect != "openai" and self.meter.complete and not self._splitter.rest:
-            self._finish_stream(True)
+            self._whole(b"")
         else:
             self.finish(errors.engine_failed())
 

@@ -232,10 +232,9 @@ class Run:
             body = wire_errors.body(error, endpoint)
             headers = [*self.headers(), (b"content-type", b"application/json"), *wire_errors.headers(error)]
             sink.start(error.status, headers, len(body))
-            sink.write(body)
+            sink.finish(body)
         else:
-            sink.write(wire_errors.event(error, endpoint))
-        sink.finish()
+            sink.finish(wire_errors.event(error, endpoint))
 
     def settle(self) -> None:
         """Stage 8. Runs in every way out."""

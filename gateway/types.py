@@ -97,8 +97,8 @@ class Sink(Protocol):
     def write(self, data: bytes) -> None:
         """A piece of the body; goes out without delay."""
 
-    def finish(self) -> None:
-        """The body is complete."""
+    def finish(self, last: bytes = b"") -> None:
+        """The body is complete with this last piece. Only the first call counts."""
 
     def abort(self) -> None:
         """Closes the connection, so that the client sees that the answer is not complete."""

@@ -51,11 +51,15 @@ class AsgiSink:
             self._watcher.pause()
         self._wake.set()
 
-    def finish(self) -> None:
+    def finish(self, last: bytes = b"") -> None:
+        if last and not self._ended:
+            self.write(last)
         self._ended = True
         self._wake.set()
 
-    abort = finish
+    def abort(self) -> None:
+        self._ended = True
+        self._wake.set()
 
     def watch(self, watcher: Watcher | None) -> None:
         self._watcher = watcher

@@ -224,8 +224,9 @@ def _failures(target: TargetResult, *, named: bool) -> RenderableType:
 def notes(run: Run) -> list[str]:
     """What to know before believing the figures."""
     found = []
-    for target in run.targets:
+    for letter, target in zip("AB", run.targets, strict=False):
         summary = target.summary
+        who = f"{letter}: " if len(run.targets) > 1 else ""
         if summary.uncounted:
             found.append(
                 f"{count(summary.uncounted)} answers came without usage: their output tokens are chunks, prompts not counted."

@@ -27,8 +27,8 @@ def head(status: int, headers: Headers, default: Headers, *, close: bool) -> lis
 
 
 class EdgeSink:
-    """The client's side of one request. What is written within one turn of the loop leaves in one system call: the
-    transport joins it."""
+    """The client's side of one request. Every write is a system call, so status line, headers and the body's first piece
+    leave together, and so do its last piece and its end."""
 
     __slots__ = (
         "_chunked",
@@ -100,15 +100,17 @@ class EdgeSink:
             self._head = b""
         self._transport.write(data)
 
-    def finish(self) -> None:
+    def finish(self, last: bytes = b"") -> None:
         if self.finished:
             return
         self.finished = True
         if not self.gone:
             if self._chunked:
-                self._transport.write(self._head + b"0\r\n\r\n")
-            elif self._head:
-                self._transport.write(self._head)
+                end = b"%b%x\r\n%b\r\n0\r\n\r\n" % (self._head, len(last), last) if last else self._head + b"0\r\n\r\n"
+                self._transport.write(end)
+            elif self._head or last:
+                self._transport.write(self._head + last)
+            self._head = b""
         self._on_finish()
 
     def abort(self) -> None:

@@ -121,8 +121,11 @@ class _Lines(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        with self.lock or suppress():
+        self.acquire()
+        try:
             self._send(1)
+        finally:
+            self.release()
 
     def _line(self, record: logging.LogRecord) -> None:
         self._waiting += self.format(record).encode(errors="backslashreplace") + b"\n"

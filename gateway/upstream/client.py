@@ -47,7 +47,9 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_content_type",
         "_head",
+        "_keep_alive",
         "_parser",
+        "_pieces",
         "_pool",
         "_receiver",
         "_reused",
@@ -66,7 +68,9 @@ class Connection(asyncio.Protocol):
         self._touched = False  # bytes of this exchange's answer have come
         self._whole = False  # this exchange's answer has ended
         self._head = False
+        self._keep_alive = False
         self._content_type = b""
+        self._pieces: list[bytes] = []  # of the body, out of one read
         self.idle_since = 0.0
 
     # ---- what the gateway does
@@ -89,7 +93,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if self._whole and self._parser.should_keep_alive() and not pool.closed:
+        if self._whole and self._keep_alive and not pool.closed:
             self._reused = True
             self.idle_since = time.monotonic()
             pool.idle.append(self)
@@ -127,6 +131,14 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._lose(errors.upstream_error())
             self.close()
+            return
+        # An engine sends each event as a chunk of its own; what came in one read goes on in one piece.
+        receiver, pieces = self._receiver, self._pieces
+        if pieces:
+            self._pieces = []
+            receiver.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if self._whole:
+            receiver.end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -152,17 +164,15 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if self._receiver is not None and status >= 200:
             self._head = True
+            self._keep_alive = self._parser.should_keep_alive()  # known only now; at the end it is forgotten
             self._receiver.head(status, self._content_type)
 
     def on_body(self, chunk: bytes) -> None:
-        if self._receiver is not None:
-            self._receiver.data(chunk)
+        self._pieces.append(chunk)
 
     def on_message_complete(self) -> None:
         if self._head:  # an interim answer (100, 103) has none
             self._whole = True
-            if self._receiver is not None:
-                self._receiver.end()
 
 
 class Pool:
