@@ -33,7 +33,10 @@ _RULES: Final[Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], Verdict]
     ),
     (
         re.compile(r"No module named '?vllm\b"),
-        lambda _: Verdict("the interpreter has no vLLM: run scripts/setup-engine, or set engine.python", hopeless=True),
+        lambda _: Verdict(
+            "the interpreter has no vLLM: run scripts/setup-engine, or set engine.python to one that has it",
+            hopeless=True,
+        ),
     ),
     (
         re.compile(r"[Aa]ddress already in use"),

@@ -191,7 +191,10 @@ async def _request(
 async def _read_reply(reader: asyncio.StreamReader) -> Reply:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     status_line, *lines = head.split("\r\n")
-    status = int(status_line.split(" ")[1]) if status_line.startswith("HTTP/1.") else int("not HTTP")
+    protocol, _, rest = status_line.partition(" ")
+    if protocol not in {"HTTP/1.0", "HTTP/1.1"}:
+        raise ValueError(protocol)
+    status = int(rest[:3])
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if "chunked" in headers.get("transfer-encoding", "").lower():
         return Reply(status, await _read_chunks(reader))

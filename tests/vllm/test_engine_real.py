@@ -6,7 +6,6 @@ import os
 import signal
 import time
 import urllib.request
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,31 +28,27 @@ class Engine:
     """A real engine under a fleet, and what was told of it."""
 
     def __init__(self, spec: EngineSpec, log_dir: Path) -> None:
-        self.marker = uuid.uuid4().hex
         self.events: list[EngineEvent] = []
-        spec = spec.model_copy(update={"env": {"VLLM_CPU_KVCACHE_SPACE": "1", "PENSTOCK_TEST": self.marker} | spec.env})
+        spec = spec.model_copy(update={"env": {"VLLM_CPU_KVCACHE_SPACE": "1"}})
         self.fleet = Fleet({"m": ModelSource(engine=spec)}, base_dir=ROOT, log_dir=log_dir, on_event=self.events.append)
 
     def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("PENSTOCK_TEST") == self.marker:
-                    found.append(process)
-            except psutil.Error:
-                pass
-        return found
+        """The engine's processes. By descent: vLLM overwrites its processes' names and environments."""
+        return psutil.Process().children(recursive=True)
 
 
 @asynccontextmanager
 async def running(spec: EngineSpec, log_dir: Path) -> AsyncIterator[Engine]:
     engine = Engine(spec, log_dir)
+    seen: list[psutil.Process] = []
     await engine.fleet.start()
     try:
         yield engine
+        seen = engine.processes()
     finally:
         await engine.fleet.stop()
     assert engine.processes() == []
+    assert [process for process in seen if process.is_running()] == []
 
 
 async def ask(replica: Replica, path: str, body: dict[str, Any]) -> Any:
@@ -87,13 +82,15 @@ async def test_a_chat_engine_from_cold_start_over_a_crash_to_its_end(tmp_path: P
         assert "Paris" in answer["choices"][0]["message"]["content"]
 
         # The part that computes dies; the HTTP server lives on and is made to go.
-        core = next(p for p in engine.processes() if "EngineCore" in " ".join(p.cmdline()) + p.name())
+        first_life = engine.processes()
+        core = next(process for process in first_life if "EngineCore" in process.name())
         os.kill(core.pid, signal.SIGKILL)
         deadline = time.monotonic() + 60
         while not any(event.kind is EventKind.DIED for event in engine.events):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
         assert engine.fleet.view.ready("m") == []
+        assert [process for process in first_life if process.is_running()] == []
         again = await engine.fleet.wait_ready("m", 300)
         assert again.restarts == 1
         answer = await ask(again, "/v1/chat/completions", question)
