@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 from gateway import __version__
+from gateway.bench.command import bench
 
 if TYPE_CHECKING:
     from gateway.config.schema import Config
@@ -121,6 +122,9 @@ def schema() -> None:
     from gateway.config.schema import Config
 
     typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+app.command(epilog="Example:  penstock bench --url http://127.0.0.1:8080 --model default --rate 4 --duration 60")(bench)
 
 
 def _load(path: Path) -> "Config":

@@ -11,8 +11,8 @@ from gateway.bench.results import CHECK, Report, Run, TargetResult, token_rates,
 Point = tuple[float, float]
 Weighted = Sequence[tuple[float, int]]  # (value, how often), rising
 
-_WIDTH: Final = 640
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 12, 40
+_WIDE, _NARROW = 1000, 470  # pixels, as the page shows them, so that all text has one size
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 18, 12, 24
 _MOST_POINTS: Final = 400  # of a line; more cannot be told apart
 _BINS: Final = 48
 
@@ -33,7 +33,8 @@ class Series(NamedTuple):
     name: str
     css: str  # class: a or b, and dashed
     points: Sequence[Point]
-    labels: Sequence[str] = ()  # of the points, for the pointer to find; shown beside them when short
+    hints: Sequence[str] = ()  # of the points, for the pointer to find
+    marks: Sequence[str] = ()  # written at the points
 
 
 def as_html(report: Report) -> str:
@@ -106,13 +107,13 @@ def _tiles(run: Run) -> str:
     tiles: list[tuple[str, Callable[[TargetResult], str]]] = [
         ("output tokens/s", lambda t: rate(t.summary.output_rate)),
         ("requests/s", lambda t: rate(t.summary.request_rate)),
-        ("first token, p50", lambda t: duration(t.summary.ttft.p50)),
-        ("first token, p99", lambda t: duration(t.summary.ttft.p99)),
-        ("between tokens, p50", lambda t: duration(t.summary.itl.p50)),
-        ("between tokens, p99", lambda t: duration(t.summary.itl.p99)),
+        ("TTFT p50", lambda t: duration(t.summary.ttft.p50)),
+        ("TTFT p99", lambda t: duration(t.summary.ttft.p99)),
+        ("ITL p50", lambda t: duration(t.summary.itl.p50)),
+        ("ITL p99", lambda t: duration(t.summary.itl.p99)),
     ]
     if run.targets[0].summary.goodput is not None:
-        tiles.append(("goodput, requests/s", lambda t: rate(t.summary.goodput or 0.0)))
+        tiles.append(("goodput/s", lambda t: rate(t.summary.goodput or 0.0)))
     shown = []
     for name, value in tiles:
         values = "".join(
@@ -133,8 +134,8 @@ def _charts(run: Run) -> str:
     legend = _legend(run)
     return "".join((
         '<div class="charts">',
-        _card("Output tokens per second", line_chart(speed, rate, _seconds, "time", area=True), legend, wide=True),
-        _card("Requests running", line_chart(running, count, _seconds, "time", height=150, steps=True), legend, wide=True),
+        _card("Output tokens per second", line_chart(speed, _number, _seconds, area=len(targets) == 1), legend, wide=True),
+        _card("Requests running", line_chart(running, _number, _seconds, height=130, steps=True), legend, wide=True),
         _card(
             "Time to first token",
             distribution([(css, [(v, 1) for v in sorted(r.ttft for r in t.records if r.cause is None)]) for css, t in targets]),
@@ -178,7 +179,7 @@ def _tables(run: Run) -> str:
             values = ((getattr(pick(first), column), getattr(pick(second), column)) for column in COLUMNS)
             rows.append(["B / A", *(ratio(a, b) for a, b in values)])
     latencies = table(["", *COLUMNS], rows)
-    return f'<div class="tables"><div class="card">{throughput}</div><div class="card grow">{latencies}</div></div>'
+    return f'<div class="tables"><div class="card {"pair" if two else ""}">{throughput}</div><div class="card grow">{latencies}</div></div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -230,11 +231,18 @@ def _sweep(runs: Sequence[Run]) -> str:
                     f"{run.label}: {rate(x)} tokens/s, {quantile} {duration(y)}"
                     for (run, _), (x, y) in zip(of_target, points, strict=True)
                 ]
-                series.append(Series(quantile, css + dash, points, labels))
-        chart = line_chart(series, duration, rate, "output tokens/s", dots=True)
-        charts.append(_card(f"Throughput against {title}", chart, _legend(runs[0]), note="p50 solid, p99 dashed"))
-    summary = f'<div class="card">{table(SWEEP, sweep_rows(runs))}</div>'
+                marks = [_load(run) for run, _ in of_target] if dash else []
+                series.append(Series(quantile, css + dash, points, labels, marks))
+        chart = line_chart(series, _brief, _number, width=_NARROW, height=260, dots=True, x_title="output tokens/s")
+        charts.append(_card(title.capitalize(), chart, _legend(runs[0]), note="against throughput; p99 dashed"))
+    late = '<p class="notes">* the load generator itself was the bottleneck</p>'
+    footnote = late if any(run.health.bottleneck for run in runs) else ""
+    summary = f'<div class="card">{table(SWEEP, sweep_rows(runs))}{footnote}</div>'
     return f'<section class="run"><div class="heading"><h2>Sweep</h2></div><div class="charts">{"".join(charts)}</div>{summary}</section>'
+
+
+def _load(run: Run) -> str:
+    return _number(float(run.load.get("rate") or run.load.get("concurrency") or 0))
 
 
 def _config(report: Report) -> str:
@@ -268,73 +276,67 @@ def _seconds(value: float) -> str:
     return f"{value:g} s"
 
 
-def _frame(x: Axis, y: Axis, x_ticks: Sequence[float], y_ticks: Sequence[float], show_x: Callable[[float], str], show_y: Callable[[float], str]) -> str:  # fmt: skip
-    parts = []
-    for value in y_ticks:
-        at = y.at(value)
-        parts.append(f'<line class="grid" x1="{x.start:.0f}" x2="{x.end:.0f}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(
-            f'<text class="tick" x="{x.start - 8:.0f}" y="{at + 3.5:.1f}" text-anchor="end">{escape(show_y(value))}</text>'
-        )
-    for value in x_ticks:
-        parts.append(
-            f'<text class="tick" x="{x.at(value):.1f}" y="{y.start + 17:.0f}" text-anchor="middle">{escape(show_x(value))}</text>'
-        )
-    return "".join(parts)
-
-
-def _svg(height: int, inside: str, x_title: str = "") -> str:
-    title = (
-        f'<text class="axis" x="{_WIDTH - _RIGHT}" y="{height - 4}" text-anchor="end">{escape(x_title)}</text>'
-        if x_title
-        else ""
+def _frame(x: Axis, y: Axis, x_ticks: Iterable[tuple[float, str]], y_ticks: Iterable[tuple[float, str]]) -> str:
+    """Grid and labels. Ticks are (value, label)."""
+    rows = "".join(
+        f'<line class="grid" x1="{x.start:.0f}" x2="{x.end:.0f}" y1="{y.at(value):.1f}" y2="{y.at(value):.1f}"/>'
+        + _text(x.start - 8, y.at(value) + 4, label, "end")
+        for value, label in y_ticks
     )
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img">{inside}{title}</svg>'
+    return rows + "".join(_text(x.at(value), y.start + 18, label, "middle") for value, label in x_ticks)
 
 
-def _empty(height: int) -> str:
-    return _svg(
-        height,
-        f'<text class="tick" x="{_WIDTH / 2:.0f}" y="{height / 2:.0f}" text-anchor="middle">too short to plot</text>',
-    )
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(width: int, height: int, inside: str) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{inside}</svg>'
+
+
+def _empty(width: int, height: int) -> str:
+    return _svg(width, height, _text(width / 2, height / 2, "too short to plot", "middle"))
 
 
 def line_chart(
     series: Sequence[Series],
     show_y: Callable[[float], str],
     show_x: Callable[[float], str],
-    x_title: str,
     *,
-    height: int = 240,
+    width: int = _WIDE,
+    height: int = 220,
     area: bool = False,
     steps: bool = False,
     dots: bool = False,
+    x_title: str = "",
 ) -> str:
     points = [point for one in series for point in one.points]
     if not points:
-        return _empty(height)
-    x_ticks = ticks(0, max(x for x, _ in points), 8 if not dots else 5)
+        return _empty(width, height)
+    x_ticks = ticks(0, max(x for x, _ in points), 5 if dots else 10)
     y_ticks = ticks(0, max(y for _, y in points), 4)
-    x = Axis(0, max(x_ticks[-1] if dots else max(x for x, _ in points), 1e-9), _LEFT, _WIDTH - _RIGHT)
-    y = Axis(0, max(y_ticks[-1], 1e-9), height - _BOTTOM, _TOP)
-    parts = [_frame(x, y, [t for t in x_ticks if t <= x.high], y_ticks, show_x, show_y)]
+    foot = height - _BOTTOM - (18 if x_title else 0)
+    x = Axis(0, x_ticks[-1] if dots else max(*(x for x, _ in points), 1e-9), _LEFT, width - _RIGHT)
+    y = Axis(0, y_ticks[-1], foot, _TOP)
+    parts = [_frame(x, y, [(t, show_x(t)) for t in x_ticks if t <= x.high], [(t, show_y(t)) for t in y_ticks])]
+    if x_title:
+        parts.append(_text(x.end, height - 4, x_title, "end"))
     for one in series:
         if not one.points:
             continue
-        path = _path([(x.at(a), y.at(b)) for a, b in one.points], steps=steps)
+        corners = [(x.at(a), y.at(b)) for a, b in one.points]
+        path = _path(corners, steps=steps)
         if area:
-            last, first = one.points[-1][0], one.points[0][0]
-            parts.append(
-                f'<path class="area {one.css}" d="{path}L{x.at(last):.1f},{y.start}L{x.at(first):.1f},{y.start}Z"/>'
-            )
+            (left, _), (right, _) = corners[0], corners[-1]
+            parts.append(f'<path class="area {one.css}" d="{path}L{right:.1f},{foot}L{left:.1f},{foot}Z"/>')
         parts.append(f'<path class="line {one.css}" d="{path}"/>')
-        if dots or one.labels:
-            parts += [
-                f'<circle class="{"dot" if dots or len(one.points) == 1 else "hover"} {one.css}" cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="{4 if dots else 5}">'
-                f"<title>{escape(label)}</title></circle>"
-                for (a, b), label in zip(one.points, one.labels, strict=True)
-            ]
-    return _svg(height, "".join(parts), x_title)
+        dot = f"dot {one.css}" if dots or len(corners) == 1 else f"hover {one.css}"
+        parts += [
+            f'<circle class="{dot}" cx="{a:.1f}" cy="{b:.1f}" r="4.5"><title>{escape(hint)}</title></circle>'
+            for (a, b), hint in zip(corners, one.hints, strict=False)
+        ]
+        parts += [_text(a, b - 9, mark, "middle") for (a, b), mark in zip(corners, one.marks, strict=False)]
+    return _svg(width, height, "".join(parts))
 
 
 def _path(points: Sequence[Point], *, steps: bool) -> str:
@@ -362,43 +364,54 @@ def weighted_quantile(values: Weighted, q: float) -> float:
     return values[-1][0]
 
 
-def distribution(series: Sequence[tuple[str, Weighted]], height: int = 240) -> str:
+def distribution(series: Sequence[tuple[str, Weighted]], width: int = _NARROW, height: int = 220) -> str:
     """Bars for how many, a line for the share that is at most so long. The slowest 0.5 % are in the last bar."""
     filled = [(css, values) for css, values in series if values]
     if not filled:
-        return _empty(height)
+        return _empty(width, height)
     high = max(weighted_quantile(values, 0.995) for _, values in filled)
     low = min(weighted_quantile(values, 0.001) for _, values in filled)
-    low = 0.0 if low < 0.4 * high else low
-    x_ticks = ticks(low, max(high, low + 1e-6), 5)
-    x = Axis(x_ticks[0], x_ticks[-1], _LEFT - 22, _WIDTH - _RIGHT - 10)
+    x_ticks = ticks(0.0 if low < 0.4 * high else low, max(high, low + 1e-6), 5)
+    x = Axis(x_ticks[0], x_ticks[-1], _LEFT - 18, width - _RIGHT)
     y = Axis(0, 1, height - _BOTTOM, _TOP)
-    parts = [_frame(x, y, x_ticks, (0, 0.25, 0.5, 0.75, 1), duration, lambda share: f"{share:.0%}")]
-    width = (x.end - x.start) / _BINS
+    shares = (0, 0.25, 0.5, 0.75, 1)
+    parts = [_frame(x, y, [(t, _brief(t)) for t in x_ticks], [(share, f"{share:.0%}") for share in shares])]
     for css, values in filled:
-        counts = bins(values, x.low, x.high)
-        tallest, total = max(counts), sum(counts)
-        seen = 0
-        corners = [(x.start, y.at(0))]
-        for i, n in enumerate(counts):
-            seen += n
-            left, top = x.start + i * width, y.at(0.92 * n / tallest)
-            corners.append((left + width, y.at(seen / total)))
-            if n:
-                span = f"{duration(x.low + (x.high - x.low) * i / _BINS)} to {duration(x.low + (x.high - x.low) * (i + 1) / _BINS)}"
-                parts.append(
-                    f'<rect class="bar {css}" x="{left + 0.7:.1f}" y="{top:.1f}" width="{width - 1.4:.1f}" height="{y.start - top:.1f}" rx="1.5">'
-                    f"<title>{escape(span)}: {count(n)}, {seen / total:.1%} so far</title></rect>"
-                )
-        parts.append(f'<path class="line thin {css}" d="{_path(corners, steps=False)}"/>')
-        for q in (0.5, 0.99):
+        parts.append(_bars(css, bins(values, x.low, x.high), x, y))
+        for name, q in (("p50", 0.5), ("p99", 0.99)):
             at = x.at(min(weighted_quantile(values, q), x.high))
-            parts.append(
-                f'<line class="mark {css}" x1="{at:.1f}" x2="{at:.1f}" y1="{y.end}" y2="{y.start}"><title>p{q * 100:.0f}</title></line>'
-            )
+            parts.append(f'<line class="mark {css}" x1="{at:.1f}" x2="{at:.1f}" y1="{y.end}" y2="{y.start}"/>')
             if len(filled) == 1:
-                parts.append(f'<text class="tick" x="{at + 4:.1f}" y="{y.end + 8}">p{q * 100:.0f}</text>')
-    return _svg(height, "".join(parts))
+                parts.append(_text(at + 4, y.at(0.9), name))
+    return _svg(width, height, "".join(parts))
+
+
+def _bars(css: str, counts: Sequence[int], x: Axis, y: Axis) -> str:
+    width, step = (x.end - x.start) / len(counts), (x.high - x.low) / len(counts)
+    tallest, total, seen = max(counts), sum(counts), 0
+    corners = [(x.start, y.at(0))]
+    parts = []
+    for i, n in enumerate(counts):
+        seen += n
+        left, top = x.start + i * width, y.at(0.94 * n / tallest)
+        corners.append((left + width, y.at(seen / total)))
+        hint = (
+            f"{duration(x.low + i * step)} to {duration(x.low + (i + 1) * step)}: {count(n)}, {seen / total:.1%} so far"
+        )
+        box = f'x="{left + 0.6:.1f}" y="{top:.1f}" width="{width - 1.2:.1f}" height="{y.start - top:.1f}" rx="1.5"'
+        if n:
+            parts.append(f'<rect class="bar {css}" {box}><title>{escape(hint)}</title></rect>')
+    return "".join(parts) + f'<path class="line thin {css}" d="{_path(corners, steps=False)}"/>'
+
+
+def _number(value: float) -> str:
+    return count(value) if value == int(value) else f"{value:g}"
+
+
+def _brief(seconds: float) -> str:
+    """A tick's label: `2.5 ms`, not `2.50 ms`."""
+    number, _, unit = duration(seconds).partition(" ")
+    return f"{float(number):g} {unit}".rstrip()
 
 
 _CSS: Final = """
@@ -418,11 +431,11 @@ h2 { font-size: 19px; letter-spacing: -.01em; margin: 0; display: inline; }
 code { font: 13px ui-monospace, SFMono-Regular, Menlo, monospace; overflow-wrap: anywhere; }
 .run { margin: 0 0 28px; }
 .heading, summary { margin-bottom: 14px; }
-summary { cursor: pointer; padding: 6px 0; }
+summary { cursor: pointer; } details.run { margin: 0 0 6px; } details.run[open] { margin-bottom: 28px; }
 .heading .good, .heading .bad, summary .good, summary .bad { margin-left: 10px; font-size: 14px; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .alert { background: var(--warn-back); color: var(--warn); border-radius: 10px; padding: 10px 16px; margin: 0 0 14px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 14px; margin-bottom: 14px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(126px, 1fr)); gap: 14px; margin-bottom: 14px; }
 .tile, .card { background: var(--card); border: 1px solid var(--rule); border-radius: 12px; }
 .tile { padding: 14px 16px; display: flex; flex-direction: column; }
 .tile .name { color: var(--dim); font-size: 13px; }
@@ -432,12 +445,11 @@ summary { cursor: pointer; padding: 6px 0; }
 .charts { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; margin-bottom: 14px; }
 .card { padding: 16px 18px; margin: 0; min-width: 0; }
 .wide { grid-column: 1 / -1; }
-.wide svg { max-height: 270px; }
 figcaption { display: flex; justify-content: space-between; gap: 12px; font-weight: 600; margin-bottom: 8px; }
 .legend { color: var(--dim); font-weight: 400; font-size: 13px; white-space: nowrap; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 .grid { stroke: var(--rule); stroke-width: 1; }
-.tick, .axis { fill: var(--dim); font-size: 11px; }
+svg text { fill: var(--dim); font-size: 12px; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .thin { stroke-width: 1.6; } .dashed { stroke-dasharray: 5 5; } circle.dashed { stroke-dasharray: none; }
 .line.a, .mark.a { stroke: var(--a); } .line.b, .mark.b { stroke: var(--b); }
@@ -445,8 +457,8 @@ svg { display: block; width: 100%; height: auto; overflow: visible; }
 .area.a, .bar.a, .dot.a, .hover.a { fill: var(--a); } .area.b, .bar.b, .dot.b, .hover.b { fill: var(--b); }
 .dot { stroke: var(--card); stroke-width: 2; } .hover { opacity: 0; } .hover:hover { opacity: 1; }
 .mark { stroke-width: 1; stroke-dasharray: 2 3; opacity: .8; }
-.tables { display: flex; flex-wrap: wrap; gap: 14px; margin-bottom: 14px; } .grow { flex: 1 1 520px; }
-.tables > .card:first-child { flex: 1 1 280px; }
+.tables { display: flex; flex-wrap: wrap; gap: 14px; margin-bottom: 14px; align-items: start; }
+.tables > .card { flex: 1 1 250px; } .tables > .grow { flex: 4 1 650px; } .tables > .pair { flex: 1 1 100%; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { padding: 6px 0 6px 18px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }

@@ -229,14 +229,14 @@ def notes(run: Run) -> list[str]:
         who = f"{letter}: " if len(run.targets) > 1 else ""
         if summary.uncounted:
             found.append(
-                f"{count(summary.uncounted)} answers came without usage: their output tokens are chunks, prompts not counted."
+                f"{who}{count(summary.uncounted)} answers came without usage: their output tokens are chunks, prompts not counted."
             )
         if run.load.get("rate"):
             late = summary.lateness
             found.append(
-                f"Times run from when a request was due; it was sent {duration(late.p50)} (p50), {duration(late.p99)} (p99) later."
+                f"{who}Times run from when a request was due; it was sent {duration(late.p50)} (p50), {duration(late.p99)} (p99) later."
             )
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _footnotes(run: Run) -> RenderableType:
