@@ -163,16 +163,18 @@ class AccessRecord(NamedTuple):
 
 def encode(record: AccessRecord) -> bytes:
     """One line of JSON, in which nothing that a client chose can be long, end the line or steer a terminal."""
-    fields = dict(zip(AccessRecord._fields, record, strict=True))
+    fields = record._asdict()
     second = int(record.time)
     fields["time"] = f"{_utc(second)}.{int((record.time - second) * 1000):03d}Z"
     fields["duration"] = round(record.duration, 6)
     if record.ttft is not None:
         fields["ttft"] = round(record.ttft, 6)
-    with suppress(orjson.JSONEncodeError):  # half a surrogate pair
+    try:
         line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
-        if len(line) <= _LONG and line.isascii() and b"\x7f" not in line:
-            return line
+    except orjson.JSONEncodeError:  # half a surrogate pair
+        line = b""
+    if line and len(line) <= _LONG and line.isascii() and b"\x7f" not in line:
+        return line
     plain = {name: _plain(value) if isinstance(value, str) else value for name, value in fields.items()}
     return orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE)
 
