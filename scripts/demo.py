@@ -102,7 +102,7 @@ def main() -> int:
     STATE.mkdir(exist_ok=True)
     key = demo_key()
     say(f"Starting the engines of {args.config} (about half a minute each on a small machine) …")
-    command = [sys.executable, "-m", "gateway", "serve", "--config", args.config]
+    command = [sys.executable, "-m", "gateway", "serve", "--config", args.config, "--log-level", "warning"]
     command += ["--host", args.host, "--port", str(args.port)]
     with ACCESS_LOG.open("ab") as log:
         gateway = subprocess.Popen(

@@ -1,5 +1,6 @@
 """Models, health and metrics."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ def routes(gateway: Gateway, started: int) -> list[tuple[str, Handler]]:
 
     async def metrics(request: Request) -> Response:
         gateway.metrics.fleet(gateway.fleet.view)
-        return Response(gateway.metrics.render(), media_type=CONTENT_TYPE)
+        return Response(await asyncio.to_thread(gateway.metrics.render), media_type=CONTENT_TYPE)
 
     return [
         ("/v1/models", list_models),
