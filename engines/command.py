@@ -1,7 +1,7 @@
 """From a spec and facts about the machine to the command that starts an engine. Pure: nothing here touches the machine."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -78,12 +78,10 @@ def place(specs: Sequence[EngineSpec], machine: Machine) -> list[Placement]:
     return [Placement(cores=next(shares)) if "VLLM_CPU_OMP_THREADS_BIND" not in s.env else Placement() for s in specs]
 
 
-def _shares(cores: tuple[int, ...], count: int) -> Iterator[tuple[int, ...]]:
+def _shares(cores: tuple[int, ...], count: int) -> list[tuple[int, ...]]:
     if count > len(cores):
-        yield from ((cores[i % len(cores)],) for i in range(count))
-        return
-    for i in range(count):
-        yield cores[i * len(cores) // count : (i + 1) * len(cores) // count]
+        return [(cores[i % len(cores)],) for i in range(count)]
+    return [cores[i * len(cores) // count : (i + 1) * len(cores) // count] for i in range(count)]
 
 
 def world_size(spec: EngineSpec) -> int:

@@ -9,7 +9,8 @@ STANDIN_POOLING    serve /v1/embeddings only
 STANDIN_DEAF       ignore SIGTERM
 STANDIN_CHILD      start a process that ignores SIGTERM in a session of its own, like no well-bred worker would
 STANDIN_CONTROL    a file whose words change the running engine: "unwell" (health is 503), "stuck" (requests run, but
-                   no token moves), "mute" (trial requests are never answered)
+                   no token moves), "mute" (trial requests are never answered),
+                   "fragile" (the first request ends it)
 """
 
 import json
@@ -77,6 +78,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, {"detail": "Not Found"})
         while "mute" in words():
             time.sleep(0.05)
+        if "fragile" in words():
+            print(PREFIX + "vllm.v1.engine.exceptions.EngineDeadError: gone")
+            self.reply(500, {"error": {"message": "gone"}})
+            os._exit(0)
         return self.reply(200, {"choices": [{"text": "!"}]})
 
     def has_key(self) -> bool:

@@ -264,6 +264,16 @@ async def test_an_engine_that_hangs_at_start_is_given_another_try(world: World, 
     assert world.told(EventKind.DIED)[0].startswith("not ready 1.5 s after its start")
 
 
+async def test_an_engine_that_dies_of_its_first_token_says_why(world: World, running: Start) -> None:
+    world.control.write_text("fragile")
+    fleet = await running(world.spec())
+    await until(lambda: world.told(EventKind.DIED))
+    assert "exited with code 0: vllm.v1.engine.exceptions.EngineDeadError: gone" in world.told(EventKind.DIED)[0]
+    assert world.told(EventKind.READY) == []
+    world.control.write_text("")
+    await fleet.wait_ready("m", 20)
+
+
 async def test_a_taken_port_is_no_misfortune(world: World, running: Start, tmp_path: Path) -> None:
     fleet = await running(world.spec(at_start="port", once=str(tmp_path / "once")))
     assert (await fleet.wait_ready("m", 20)).restarts == 1
@@ -363,24 +373,61 @@ async def test_a_broken_listener_does_not_end_the_watch(world: World, caplog: py
     def broken(_: object) -> None:
         raise RuntimeError("listener")
 
-    fleet = world.fleet(world.spec())
+    fleet = Fleet(
+        {"m": ModelSource(engine=world.spec())},
+        base_dir=world.tmp_path,
+        log_dir=world.tmp_path / "logs",
+        on_event=broken,
+        pace=FAST,
+    )
     fleet.subscribe(broken)
     await fleet.start()
     await fleet.wait_ready("m", 20)
     await fleet.stop()
     assert "a subscriber of the fleet's view failed" in caplog.text
+    assert "the listener of engine events failed" in caplog.text
 
 
-async def test_a_killed_gateway_leaves_no_orphan(world: World) -> None:
-    env = dict(world.spec(child="1", deaf="1").env)
-    gateway = await asyncio.create_subprocess_exec(
+class Gateway:
+    """A gateway stand-in in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def says(self, *kinds: str) -> None:
+        assert self.process.stdout is not None
+        for kind in kinds:
+            assert await asyncio.wait_for(self.process.stdout.readline(), 30) == f"{kind}\n".encode()
+
+
+@pytest.fixture
+async def gateway(world: World) -> AsyncIterator[Gateway]:
+    env = dict(world.spec(child="1").env)
+    process = await asyncio.create_subprocess_exec(
         sys.executable, str(HERE / "gateway_standin.py"),
         str(world.tmp_path), world.python, json.dumps(env), str(world.tmp_path / "logs"),
         stdout=asyncio.subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
     )  # fmt: skip
-    assert gateway.stdout is not None
-    assert await asyncio.wait_for(gateway.stdout.readline(), 30) == b"ready\n"
+    yield Gateway(process)
+    if process.returncode is None:
+        process.kill()
+    await process.communicate()
+
+
+async def test_a_killed_gateway_leaves_no_orphan(world: World, gateway: Gateway) -> None:
+    await gateway.says("started", "ready")
     assert len(marked(world.marker)) == 3
-    gateway.send_signal(signal.SIGKILL)
-    await gateway.wait()
+    gateway.process.kill()
     await until(lambda: marked(world.marker) == [], timeout=5)
+
+
+async def test_on_the_gateways_event_loop_too_deaths_are_noticed_and_a_stop_leaves_nothing(
+    world: World, gateway: Gateway
+) -> None:
+    await gateway.says("started", "ready")
+    next(p for p in marked(world.marker) if "standin_engine.py" in " ".join(p.cmdline()[:2])).kill()
+    await gateway.says("died", "started", "ready")
+    gateway.process.send_signal(signal.SIGTERM)
+    await gateway.says("stopped")
+    assert await gateway.process.wait() == 0
+    assert marked(world.marker) == []

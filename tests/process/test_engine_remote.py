@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engines import probe
 from engines.fleet import Fleet
 from engines.monitor import Pace
 from engines.sources import ModelSource
@@ -135,3 +136,21 @@ async def test_what_runs_elsewhere_has_no_log_here_and_is_not_ours_to_restart(tm
             await watched.fleet.restart("tiny/0")
         with pytest.raises(KeyError):
             watched.fleet.log_tail("tiny/1")
+
+
+async def test_a_bug_in_the_watch_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = [RuntimeError("bug")]
+    health = probe.health
+
+    async def buggy(at: probe.Address) -> None:
+        if faults:
+            raise faults.pop()
+        await health(at)
+
+    monkeypatch.setattr("engines.fleet._AFTER_A_BUG", 0.01)
+    monkeypatch.setattr(probe, "health", buggy)
+    async with FakeEngine() as engine, watching(tmp_path, engine.url) as watched:
+        await watched.fleet.wait_ready("tiny", 10)
+    assert "looking after tiny/0 failed; starting over" in caplog.text
