@@ -1,4 +1,4 @@
-"""From a request's raw headers to a `Head`: what both doors do first."""
+"""From a request's raw headers to a `Head`, which is what both doors do first; and what a head alone rules out."""
 
 import re
 import secrets
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
+from gateway.errors import GatewayError
 from gateway.types import Endpoint, Head
 
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,128}")
@@ -55,3 +56,20 @@ def make_head(endpoint: Endpoint, headers: Iterable[tuple[bytes, bytes]], client
         client,
         time.monotonic(),
     )
+
+
+def judge_head(head: Head, max_body_bytes: int) -> None:
+    """What the headers alone rule out. Raises `GatewayError`."""
+    media = head.content_type.partition(b";")[0].strip().lower()
+    if media != b"application/json" or head.content_encoding not in (b"", b"identity"):
+        raise GatewayError(
+            415,
+            "unsupported_media_type",
+            "The body must be JSON: send 'Content-Type: application/json', without a Content-Encoding.",
+        )
+    if head.content_length is not None and head.content_length > max_body_bytes:
+        raise too_large(max_body_bytes)
+
+
+def too_large(most: int) -> GatewayError:
+    return GatewayError(413, "request_too_large", f"The body is too large: at most {most} bytes are accepted.")

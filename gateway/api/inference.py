@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from gateway.errors import GatewayError
-from gateway.head import make_head
+from gateway.head import make_head, too_large
 from gateway.policy import Gateway
 from gateway.relay import ClientGone
-from gateway.serve import serve, too_large
+from gateway.serve import serve
 from gateway.types import Endpoint, Headers, Watcher
 
 Message = MutableMapping[str, Any]

@@ -18,10 +18,10 @@ from uvicorn.server import ServerState
 from gateway.edge import guard
 from gateway.edge.sink import EdgeSink, head as reply_head
 from gateway.errors import GatewayError
-from gateway.head import make_head
+from gateway.head import make_head, too_large
 from gateway.policy import Gateway
 from gateway.relay import ClientGone
-from gateway.serve import serve, too_large
+from gateway.serve import serve
 from gateway.types import Endpoint
 from gateway.wire import errors as wire_errors
 from gateway.wire.openai import ENDPOINTS

@@ -8,6 +8,7 @@ import orjson
 
 from gateway import errors
 from gateway.errors import INVALID, SERVER, Fault, GatewayError
+from gateway.limits.base import Refused
 from gateway.types import Endpoint, Headers
 from gateway.wire import sse
 
@@ -60,6 +61,24 @@ def headers(error: GatewayError) -> Headers:
     if error.should_retry is not None:
         found.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
     return found
+
+
+def over_limit(refused: Refused) -> GatewayError:
+    """A limiter's verdict as an answer."""
+    if refused.limit == "parallel_requests":
+        what = f"at most {refused.allowed} requests may be open at once"
+    else:
+        what = f"at most {refused.allowed} {refused.limit} per minute"
+    for_good = refused.retry_after is None
+    hint = "This request is larger than the limit itself." if for_good else "Please try again later."
+    return GatewayError(
+        429,
+        "rate_limit_exceeded",
+        f"Rate limit reached: {what}. {hint}",
+        type="tokens" if refused.limit == "tokens" else "requests",
+        retry_after=refused.retry_after,
+        should_retry=False if for_good else None,
+    )
 
 
 # ---- an engine's errors

@@ -1,0 +1,198 @@
+"""A request's progress, and its last stage: settling, in every way out, exactly once."""
+
+import asyncio
+import time
+
+from gateway.errors import Fault, GatewayError
+from gateway.limits.base import Lease, Refused, Standing
+from gateway.limits.headers import limit_headers
+from gateway.observe.logs import AccessRecord
+from gateway.policy import Gateway, Model
+from gateway.relay import StreamRelay, Terms, WholeRelay
+from gateway.routing.models import Plan
+from gateway.types import Call, Caller, Head, Headers, Outcome, Sink, Usage
+from gateway.usage import prompt, tokens
+from gateway.wire import errors as wire_errors
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; never sent, only counted
+
+
+class Run:
+    """One request's progress: what its last stage, settling, has to know."""
+
+    __slots__ = (
+        "_sent",
+        "call",
+        "caller",
+        "client_gone",
+        "error",
+        "gateway",
+        "head",
+        "lease",
+        "model",
+        "prompt_tokens",
+        "ready",
+        "relay",
+        "sink",
+        "standing",
+        "tried",
+    )
+
+    def __init__(self, gateway: Gateway, head: Head, sink: Sink) -> None:
+        self.gateway = gateway
+        self.head = head
+        self.sink = sink
+        self.caller: Caller | None = None
+        self.call: Call | None = None
+        self.model: Model | None = None
+        self.lease: Lease | None = None
+        self.standing: Standing | None = None
+        self.relay: StreamRelay | WholeRelay | None = None
+        self.error: GatewayError | None = None
+        self.tried: list[str] = []
+        self.prompt_tokens = 0
+        self.client_gone = False
+        self.ready = 0.0  # monotonic seconds: the body was there
+        self._sent = False  # an engine has the request
+
+    async def admit(self, call: Call, model: Model) -> Lease:
+        """Stage 4. Raises `GatewayError` rate_limit_exceeded."""
+        assert self.caller is not None
+        account = self.caller.account
+        if model.counter is not None and call.size > tokens.BIG:
+            self.prompt_tokens = await asyncio.to_thread(prompt.count, model.counter, model.estimator, call)
+        else:
+            self.prompt_tokens = prompt.count(model.counter, model.estimator, call)
+        answer = call.max_tokens if call.max_tokens is not None else model.answers.expected()
+        try:
+            lease = await self.gateway.limiter.admit(account, self.prompt_tokens, answer)
+        except Refused as refused:
+            self.standing = refused.standing
+            self.gateway.metrics.key(self.caller.name).rejections[refused.limit] += 1
+            raise wire_errors.over_limit(refused) from None
+        self.standing = lease.standing
+        return lease
+
+    def terms(self, plan: Plan[Model]) -> Terms:
+        model = plan.model
+        return Terms(
+            self.head.arrived,
+            plan.deadline,
+            model.stall_timeout,
+            self.headers,
+            model.metrics.ttft,
+            model.metrics.inter_token,
+        )
+
+    @property
+    def first_byte(self) -> float | None:
+        """Monotonic seconds: when the answer began to go out."""
+        return self.relay.first_byte if self.relay is not None else None
+
+    def sent(self) -> None:
+        if not self._sent:
+            self._sent = True
+            self.gateway.metrics.overhead["admit"].observe(time.monotonic() - self.ready)
+
+    def headers(self) -> Headers:
+        """What every reply bears."""
+        found: Headers = [
+            (b"x-request-id", self.head.request_id.encode()),
+            (b"openai-processing-ms", b"%d" % ((time.monotonic() - self.head.arrived) * 1000)),
+        ]
+        return found if self.standing is None else found + limit_headers(self.standing)
+
+    def answer(self, error: GatewayError) -> None:
+        """Tells the client: with a status while there has been none, else with the event that ends a stream."""
+        self.error = error
+        sink, endpoint = self.sink, self.head.endpoint
+        if not sink.started:
+            body = wire_errors.body(error, endpoint)
+            headers = [*self.headers(), (b"content-type", b"application/json"), *wire_errors.headers(error)]
+            sink.start(error.status, headers, len(body))
+            sink.finish(body)
+        else:
+            sink.finish(wire_errors.event(error, endpoint))
+
+    def settle(self) -> None:
+        """Stage 8. Runs in every way out."""
+        usage = self.usage()
+        if self.lease is not None:
+            self.lease.settle(None if usage is None and self.refundable else sum(usage[:2]) if usage else 0)
+        if usage is not None:
+            self.learn(usage)
+        self.record(self.outcome(usage))
+
+    @property
+    def refundable(self) -> bool:
+        """It failed, and not by the client's fault: as if it had never been."""
+        return self.error is not None and self.error.fault is not Fault.CLIENT
+
+    def usage(self) -> Usage | None:
+        """What is charged: the engine's own count, else what was delivered and the prompt as counted before."""
+        if self.relay is None:
+            return None
+        usage = self.relay.usage
+        if usage is None:
+            # A client that leaves has had its prompt worked on.
+            return Usage(self.prompt_tokens) if self.client_gone and self._sent else None
+        if usage.completion and not usage.prompt:
+            return usage._replace(prompt=self.prompt_tokens)
+        return usage
+
+    def learn(self, usage: Usage) -> None:
+        """What this answer teaches about the model's next ones, and the counters of tokens."""
+        model, call, caller = self.model, self.call, self.caller
+        assert model is not None
+        assert call is not None
+        assert caller is not None
+        metrics, key = model.metrics, self.gateway.metrics.key(caller.name)
+        metrics.prompt_tokens += usage.prompt
+        metrics.completion_tokens += usage.completion
+        metrics.cached_tokens += usage.cached
+        key.prompt += usage.prompt
+        key.completion += usage.completion
+        key.cached += usage.cached
+        if self.error is None and not self.client_gone and usage.prompt:
+            model.estimator.observe(call.size, usage.prompt)
+            if call.endpoint.generates:
+                model.answers.observe(usage.completion)
+
+    def outcome(self, usage: Usage | None) -> Outcome:
+        error, first, replica = self.error, self.first_byte, self.tried[-1] if self.tried else None
+        ttft = None if first is None else first - self.head.arrived
+        if self.client_gone:
+            return Outcome(CLIENT_CLOSED_REQUEST, "client_cancelled", None, usage, replica, ttft, len(self.tried))
+        if error is None:
+            return Outcome(200, "completed", None, usage, replica, ttft, len(self.tried))
+        status = 200 if first is not None else error.status
+        state = "engine_failed" if error.fault is Fault.ENGINE else "refused" if self.lease is None else "error"
+        return Outcome(status, state, error.code, usage, replica, ttft, len(self.tried))  # type: ignore[arg-type]
+
+    def record(self, outcome: Outcome) -> None:
+        head, gateway = self.head, self.gateway
+        seconds = time.monotonic() - head.arrived
+        metrics = self.model.metrics if self.model is not None else gateway.metrics.other_model
+        metrics.request(head.endpoint.path, outcome.status, seconds)
+        usage = outcome.usage
+        gateway.access_log.append(
+            AccessRecord(
+                time.time() - seconds,
+                head.request_id,
+                self.caller.name if self.caller is not None else None,
+                self.call.model if self.call is not None else None,
+                head.endpoint.path,
+                outcome.replica,
+                outcome.status,
+                usage.prompt if usage else None,
+                usage.completion if usage else None,
+                usage.cached if usage else None,
+                outcome.ttft,
+                seconds,
+                outcome.attempts,
+                outcome.state,
+                outcome.error,
+                head.retry_count,
+                head.client,
+            )
+        )
