@@ -35,6 +35,7 @@ _SYNTAX: Final = (
         False,
         "a ':' stands where none can; mind the indentation, or put the value in quotes",
     ),
+    ("entries are not allowed", False, "a '-' stands where none can; mind the indentation, or put the value in quotes"),
     ("could not find expected ':'", True, "a ':' is missing after a name"),
     ("expected <block end>", False, "the indentation does not fit the lines above"),
     (
@@ -42,6 +43,7 @@ _SYNTAX: Final = (
         True,
         "a [ or { is not closed, or a comma is missing; inside them put values such as ${NAME} in quotes",
     ),
+    ("but found '<stream end>'", False, "the file ends before a value, or before its [ or { is closed"),
     ("unexpected end of stream", True, "a quote is not closed"),
     ("unknown escape", False, "a \\ in double quotes begins an unknown escape; write \\\\, or use single quotes"),
     (
@@ -54,7 +56,7 @@ _SYNTAX: Final = (
         False,
         "a value that begins with * or & is a YAML alias or anchor; put it in quotes if it is text",
     ),
-    ("duplicate anchor", False, "two anchors have the same name"),
+    ("second occurrence", False, "two anchors have the same name"),
     ("tag", False, "a value that begins with ! is a YAML tag; put it in quotes if it is text"),
     ("another document", False, "a second document begins here; a config is one document"),
 )
@@ -217,8 +219,8 @@ class _Reader:
             return self._tagged(place, line)
         try:
             return build(_CONSTRUCTOR, node)
-        except (ValueError, KeyError):  # `!!int abc`, `!!bool abc`, a number of 5000 digits
-            return self._problem(line, place, "is not the kind of value that it claims to be, or too long")
+        except (ValueError, LookupError):  # `!!int abc`, `!!bool abc`, `!!int ""`, a number of 5000 digits
+            return self._problem(line, place, "is not the number or switch that it claims to be")
 
     def _text(self, written: str, place: Place, line: int) -> object:
         parts: list[str] = []
