@@ -68,6 +68,19 @@ def engine_failed(
     return GatewayError(502, "engine_failed", message, type=SERVER, fault=Fault.ENGINE)
 
 
+class EngineStalledError(GatewayError):
+    """The engine is there and says nothing: it hangs, and its health check may be good all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            502,
+            "engine_failed",
+            "The engine stopped answering in mid-stream.",
+            type=SERVER,
+            fault=Fault.ENGINE,
+        )
+
+
 def upstream_error(message: str = "The engine gave an answer that makes no sense.") -> GatewayError:
     return GatewayError(502, "upstream_error", message, type=SERVER, fault=Fault.ENGINE)
 

@@ -53,6 +53,10 @@ class Fleet(Protocol):
         """A request could not reach this replica: look at it soon. Never blocks."""
         ...
 
+    def report_stall(self, replica_id: str) -> None:
+        """A request waited for tokens in vain: find out whether the engine hangs. Never blocks."""
+        ...
+
 
 @dataclass(slots=True, eq=False)
 class Gateway:

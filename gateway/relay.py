@@ -268,7 +268,7 @@ class StreamRelay(_Attempt):
         if now > self.terms.deadline:
             self.finish(errors.timeout())
         elif self._judged and now - self._last_event > self.terms.stall_timeout:
-            self.finish(errors.engine_failed("The engine stopped answering in mid-stream."))
+            self.finish(errors.EngineStalledError())
         elif now - self._last_written > KEEP_ALIVE_AFTER and not self._refused:
             # Also before the first event: a proxy in between would give up during a long prefill.
             self._last_written = now

@@ -78,6 +78,8 @@ async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) ->
             model.metrics.attempts["unreachable"] += 1
         except GatewayError as error:
             model.metrics.attempts[error.code or "error"] += 1
+            if isinstance(error, errors.EngineStalledError):
+                gateway.fleet.report_stall(replica.id)
             if error.fault is not Fault.ENGINE or error.status == 504 or run.first_byte is not None:
                 raise
             failure = error
