@@ -49,15 +49,19 @@ keys:
 
 
 class Penstock:
-    """`penstock serve` on a free port. `door`: "edge", or "asgi" for the application under plain uvicorn."""
+    """`penstock serve` on a free port. `door`: "edge", or "asgi" for the application under plain uvicorn.
+    `patience`: seconds that an answer may take."""
 
-    def __init__(self, config: str, door: str = "edge", env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: str, door: str = "edge", env: Mapping[str, str] | None = None, patience: float = DEADLINE
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
         self.config = self.folder / "penstock.yaml"
         self.config.write_text(config)
         program = ["-m", "gateway"] if door == "edge" else [str(ROOT / "tests/asgi_door.py")]
         self._argv = [sys.executable, *program, "serve", "--config", str(self.config), "--port", "0"]
         self._env = {**os.environ, **(env or {}), "PYTHONPATH": str(ROOT)}
+        self.patience = patience
         self.port = 0
         self.log: list[dict[str, Any]] = []  # the program's log
         self._logged = asyncio.Event()
@@ -154,7 +158,7 @@ class Penstock:
         return await asyncio.to_thread(self._request, method, path, dict(headers or {}), body)
 
     def _request(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.patience)
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
