@@ -106,7 +106,10 @@ def main() -> int:
     command += ["--host", args.host, "--port", str(args.port)]
     with ACCESS_LOG.open("ab") as log:
         gateway = subprocess.Popen(
-            command, stdout=log, env={**os.environ, "PENSTOCK_DEMO_KEY": key}, preexec_fn=die_with_parent  # noqa: PLW1509 - there is one thread
+            command,
+            stdout=log,
+            env={**os.environ, "PENSTOCK_DEMO_KEY": key},
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - there is one thread
         )
     # Ctrl-C reaches the gateway too: it drains and ends, and so do we.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

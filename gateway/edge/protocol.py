@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from gateway.edge import guard
@@ -191,6 +191,12 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # ---- what the parser tells
 
+    def on_message_begin(self) -> None:
+        # uvicorn's own lane wants a scope as well; most requests do not take it.
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
     def on_headers_complete(self) -> None:
         version = self.version = self.parser.get_http_version()
         self._refusal = guard.headers(self.headers, version)
@@ -203,6 +209,9 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._left = -1
         endpoint = FAST.get(self.url)
         if endpoint is None or self.parser.get_method() != b"POST":
+            url, found, expected = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.headers[:], self.expect_100_continue = url, found, expected
             super().on_headers_complete()
             return
         self._begin(endpoint)
@@ -303,7 +312,8 @@ class EdgeProtocol(HttpToolsProtocol):
     def _refuse(self, error: GatewayError) -> None:
         """Answers what HTTP still can, and closes. Into a running answer nothing is written."""
         answering = self.sink is not None and not self.sink.finished
-        if answering or (self.cycle is not None and not self.cycle.response_complete):
+        cycle: RequestResponseCycle | None = self.cycle
+        if answering or (cycle is not None and not cycle.response_complete):
             self.transport.abort()
             return
         body = wire_errors.body(error)

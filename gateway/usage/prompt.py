@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.types import Call
 from gateway.usage.estimate import PromptEstimator
 from gateway.usage.tokens import CannotCount, TokenCounter
-
-from gateway.types import Call
 
 MEDIA_TOKENS: Final = 1000  # what a picture is taken for; its bytes say nothing about its tokens
 MEDIA_SIZE: Final = 4096  # bytes of a body below which it cannot hold media worth looking for
