@@ -264,7 +264,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     rough = (high - low) / about
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
-    first = math.floor(low / step)
+    first = math.floor(low / step + 1e-9)
     return [i * step for i in range(first, math.ceil(high / step - 1e-9) + 1)]
 
 
