@@ -104,8 +104,11 @@ def _engine_error(raw: bytes) -> tuple[str | None, str | None, str | None]:
     return (detail if isinstance(detail, str) else None), None, None
 
 
-VALIDATION: Final = re.compile(r"'loc': \(([^)]*)\), 'msg': (?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")")
-"""One fault in a dump of pydantic's errors, which vLLM sends as a message. The dump also repeats the input (a prompt)."""
+VALIDATION: Final = re.compile(
+    r"'loc': (?:\(([^)]*)\)|'([^']*)'), 'msg': (?:'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\")"
+)
+"""One fault in a dump of pydantic's errors, which vLLM sends as a message: `loc` is a tuple or, since 0.32, a dotted
+path. The dump also repeats the input (a prompt)."""
 
 ADDRESS: Final = re.compile(r"(?:https?://\S+|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b)")
 
@@ -115,10 +118,11 @@ def _readable(message: str) -> tuple[str, str | None]:
     param = None
     dump = VALIDATION.search(message)
     if dump:
-        path = [part.strip().strip("'\"") for part in dump[1].split(",") if part.strip()]
+        path = [part.strip().strip("'\"") for part in re.split(r"[,.]", dump[1] or dump[2] or "")]
         names = [part for part in path if part != "body" and (part.isdigit() or part.isidentifier())]
         param = "".join(f"[{n}]" if n.isdigit() else f".{n}" for n in names).lstrip(".") or None
-        message = f"Invalid value for '{param}': {dump[2] or dump[3]}." if param else f"{dump[2] or dump[3]}."
+        what = (dump[3] or dump[4] or "not accepted").rstrip(".")
+        message = f"Invalid value for '{param}': {what}." if param else f"{what}."
     elif "'input':" in message:
         message = "The engine did not accept the request."
     message = ADDRESS.sub("<address>", message)
@@ -128,6 +132,7 @@ def _readable(message: str) -> tuple[str, str | None]:
 TOO_LONG: Final = re.compile(
     r"maximum context length|longer than the maximum model length|max_model_len|input_tokens", re.IGNORECASE
 )
+CODES: Final = {400: "invalid_value", 413: "request_too_large", 422: "invalid_value", 429: "rate_limit_exceeded"}
 
 
 def from_engine(status: int, raw: bytes, endpoint: Endpoint, model: str) -> GatewayError:
@@ -157,10 +162,10 @@ def from_engine(status: int, raw: bytes, endpoint: Endpoint, model: str) -> Gate
         return errors.upstream_error(f"The engine answered with an error (status {status}).")
     text, named = _readable(message or f"The engine did not accept the request (status {status}).")
     param = named or (param.removeprefix("body.") if param else None)
-    code = "invalid_value"
-    if param == "input_tokens" or TOO_LONG.search(text):
+    code = CODES.get(status)
+    if param == "input_tokens" or (param is None and TOO_LONG.search(text)):
         code, param = "context_length_exceeded", endpoint.prompt_field
-    return GatewayError(status, code, text, type=INVALID, param=param)
+    return GatewayError(status, code, text, type="requests" if status == 429 else INVALID, param=param)
 
 
 def from_engine_event(payload: bytes, endpoint: Endpoint, model: str) -> GatewayError:
