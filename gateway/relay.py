@@ -15,9 +15,10 @@ import orjson
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.observe.metrics import Histogram
+from gateway.resilience.trail import Trail
 from gateway.types import Call, Headers, Sink, Usage
 from gateway.upstream.client import Connection
-from gateway.usage.meter import Meter, Verdict, meter, usage_of
+from gateway.usage.meter import Meter, Verdict, meter as make_meter, usage_of
 from gateway.wire import sse
 from gateway.wire.errors import from_engine, from_engine_event
 
@@ -39,6 +40,7 @@ class Terms(NamedTuple):
     headers: Callable[[], Headers]  # of the reply, made when it starts
     ttft: Histogram
     inter_token: Histogram
+    trail: Trail | None  # kept if the stream could be continued by another engine
 
 
 class Relay(Protocol):
@@ -160,7 +162,7 @@ class StreamRelay(_Attempt):
 
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
         super().__init__(call, model, sink, terms)
-        self.meter: Meter = meter(call)
+        self.meter: Meter = make_meter(call, terms.trail)
         self._splitter = sse.Splitter()
         self._last_event = self._last_written = time.monotonic()
         self._last_token = 0.0
@@ -194,7 +196,8 @@ class StreamRelay(_Attempt):
             self._events(events)
 
     def _events(self, events: list[bytes]) -> None:
-        read, out, tokens = self.meter.read, [], 0
+        meter, out, tokens = self.meter, [], 0
+        read = meter.read
         ended: Exception | bool = False
         for event in events:
             verdict = read(event)
@@ -205,11 +208,13 @@ class StreamRelay(_Attempt):
             elif verdict is not Verdict.OTHER:
                 ended = self._end_of_stream(verdict, event)
                 break
-            out.append(event if event.startswith((b"data: ", b"event: ")) else _canonical(event))
+            out.append(meter.forward)
         if not out and ended is False:
             return
         now = self._last_event = self._last_written = time.monotonic()
         data = b""
+        if ended is True and (held := meter.release()):
+            out.append(held)
         if out:
             out.append(b"")
             data = b"\n\n".join(out)
@@ -255,14 +260,18 @@ class StreamRelay(_Attempt):
         return errors.upstream_error()
 
     def end(self) -> None:
-        if self.done.done():
-            return
         if self._refused:
             self.finish(from_engine(self._refused, b"".join(self._body), self.call.endpoint, self.model))
-        elif self.call.endpoint.dialect != "openai" and self.meter.complete and not self._splitter.rest:
-            self._whole(b"")
         else:
-            self.finish(errors.engine_failed())
+            self.lost(errors.engine_failed())
+
+    def lost(self, why: Exception) -> None:
+        # Every finish reason has come: what is missing (usage, `[DONE]`) is not the client's loss.
+        if not self.done.done() and self._judged and self.meter.complete:
+            held = self.meter.release()
+            self._whole(held + b"\n\n" if held else b"")
+        else:
+            self.finish(why)
 
     def tick(self, now: float) -> None:
         if now > self.terms.deadline:
@@ -275,11 +284,6 @@ class StreamRelay(_Attempt):
             if not self.sink.started:
                 self.sink.start(200, [*self.terms.headers(), *EVENT_STREAM], None)
             self.sink.write(sse.KEEP_ALIVE)
-
-
-def _canonical(event: bytes) -> bytes:
-    """An event as we write it, made of one that another engine framed otherwise."""
-    return sse.event(sse.payload(event) or b"", sse.name(event)).removesuffix(b"\n\n")
 
 
 def relay(call: Call, model: str, sink: Sink, terms: Terms) -> WholeRelay | StreamRelay:

@@ -9,6 +9,7 @@ from gateway.limits.headers import limit_headers
 from gateway.observe.logs import AccessRecord
 from gateway.policy import Gateway, Model
 from gateway.relay import StreamRelay, Terms, WholeRelay
+from gateway.resilience.trail import Trail, obstacle
 from gateway.routing.models import Plan
 from gateway.types import Call, Caller, Head, Headers, Outcome, Sink, Usage
 from gateway.usage import prompt, tokens
@@ -35,6 +36,7 @@ class Run:
         "relay",
         "sink",
         "standing",
+        "trail",
         "tried",
     )
 
@@ -50,6 +52,7 @@ class Run:
         self.relay: StreamRelay | WholeRelay | None = None
         self.error: GatewayError | None = None
         self.tried: list[str] = []
+        self.trail: Trail | None = None
         self.prompt_tokens = 0
         self.client_gone = False
         self.ready = 0.0  # monotonic seconds: the body was there
@@ -75,6 +78,9 @@ class Run:
 
     def terms(self, plan: Plan[Model]) -> Terms:
         model = plan.model
+        assert self.call is not None
+        if model.failover == "exact" and self.call.stream and obstacle(self.call) is None:
+            self.trail = Trail(self.call.endpoint.path)
         return Terms(
             self.head.arrived,
             plan.deadline,
@@ -82,6 +88,7 @@ class Run:
             self.headers,
             model.metrics.ttft,
             model.metrics.inter_token,
+            self.trail,
         )
 
     @property

@@ -92,7 +92,7 @@ async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) ->
 
 async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica, terms: Terms) -> None:
     """One replica. Returns when the answer is whole. Raises `Unreachable`, `GatewayError`, `ClientGone`."""
-    body = encode(call, replica.served_name)
+    body = encode(call, replica.served_name, with_ids=terms.trail is not None)
     for fresh in (False, True):
         receiver = run.relay = relay(call, replica.model, run.sink, terms)
         connection = await gateway.client.send(replica, call.endpoint.engine_path, body, receiver, fresh=fresh)

@@ -56,7 +56,7 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "gateway.limits": ("gateway.wire",),
     "gateway.resilience": ("gateway.wire",),
     "gateway.routing": ("gateway.wire",),
-    "gateway.usage": ("gateway.wire",),
+    "gateway.usage": ("gateway.resilience", "gateway.wire"),
     "gateway.config": ("engines.spec",),
     "engines.command": ("engines.spec",),
     "gateway.auth": ("gateway.store",),

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 import orjson
 
+from gateway.resilience.trail import Trail
 from gateway.types import Call, Usage
 from gateway.wire import sse
 
@@ -26,7 +27,12 @@ class Verdict(IntEnum):
 
 class Meter(Protocol):
     usage: Usage | None  # as the engine counted; None until it has said so
-    tokens: int  # events with part of the answer: what was delivered, where the engine's own count is missing
+    forward: bytes  # the event that was read last, as the client gets it
+
+    @property
+    def tokens(self) -> int:
+        """What was delivered, where the engine's own count is missing: ids if they were asked for, else events."""
+        ...
 
     @property
     def complete(self) -> bool:
@@ -35,6 +41,10 @@ class Meter(Protocol):
 
     def read(self, event: bytes) -> Verdict:
         """Judges one event as `sse.Splitter` gives it."""
+        ...
+
+    def release(self) -> bytes:
+        """An event that is still held back; empty if there is none."""
         ...
 
 
@@ -65,49 +75,99 @@ def choices_of(call: Call) -> int:
 
 
 class OpenAIMeter:
-    """Chat and text completions: anonymous events, a usage chunk that was always asked for, `[DONE]`."""
+    """Chat and text completions: anonymous events, a usage chunk that was always asked for, `[DONE]`.
 
-    __slots__ = ("_choices", "_finished", "_keep_usage", "tokens", "usage")
+    What the gateway alone asked for is taken out again. An engine that is asked for usage puts its fingerprint into the
+    usage chunk instead of the last one with a finish reason; so that one waits for it (they come together).
+    """
 
-    def __init__(self, call: Call) -> None:
+    __slots__ = ("_choices", "_events", "_finished", "_held", "_keep_usage", "forward", "trail", "usage")
+
+    def __init__(self, call: Call, trail: Trail | None) -> None:
         self._keep_usage = call.include_usage
         self._choices = choices_of(call)
         self._finished = 0
+        self._events = 0
+        self._held = b""
+        self.trail = trail
         self.usage: Usage | None = None
-        self.tokens = 0
+        self.forward = b""
 
     @property
     def complete(self) -> bool:
         return self._finished >= self._choices
 
+    @property
+    def tokens(self) -> int:
+        trail = self.trail
+        return self._events if trail is None or trail.broken else trail.tokens
+
     def read(self, event: bytes) -> Verdict:
-        data = event[6:] if event.startswith(b"data: ") else sse.payload(event)
-        if data is None:
-            return Verdict.DROP
-        if b'"usage":{' in data:
-            return self._with_usage(data)
-        if b'"finish_reason":"' in data:
-            self._finished += data.count(b'"finish_reason":"')
-        elif b'"choices":[{' not in data:
-            return self._unusual(data)
-        elif not self.tokens and b'"role":"' in data and b'"content":""' in data:
+        trail = self.trail
+        if trail is not None and (plain := trail.plain(event)):
+            self.forward = plain
+            self._events += 1
+            return Verdict.TOKEN
+        if not event.startswith(b"data: "):
+            data = sse.payload(event)
+            if data is None:
+                return Verdict.DROP
+            event = b"data: " + data
+        if b'"usage":{' in event:
+            return self._with_usage(event)
+        finishes = b'"finish_reason":"' in event
+        if not finishes and b'"choices":[{' not in event:
+            return self._unusual(event)
+        if trail is not None:
+            if trail.prompt_ids is None and not trail.broken:
+                event = trail.first(event)
+            else:
+                event = trail.note(event)
+                if not finishes and b'"delta":{}' in event:
+                    return Verdict.DROP  # sent for its ids alone
+        self.forward = event
+        if finishes:
+            self._finished += event.count(b'"finish_reason":"')
+            if not self._keep_usage and self._finished >= self._choices:
+                self._held = event
+                return Verdict.DROP
+        elif not self._events and b'"role":"' in event and b'"content":""' in event:
             return Verdict.OTHER  # a chat's first chunk: no token yet
-        self.tokens += 1
+        self._events += 1
         return Verdict.TOKEN
 
-    def _with_usage(self, data: bytes) -> Verdict:
+    def _with_usage(self, event: bytes) -> Verdict:
         try:
-            chunk = orjson.loads(data)
+            chunk = orjson.loads(event[6:])
         except orjson.JSONDecodeError:
             return Verdict.NONSENSE
         self.usage = usage_of(chunk)
+        self.forward = event
         if chunk.get("choices"):  # continuous_usage_stats, which only a client can have asked for
-            self._finished += data.count(b'"finish_reason":"')
-            self.tokens += 1
+            self._finished += event.count(b'"finish_reason":"')
+            if self.trail is not None:
+                self.forward = self.trail.note(event) if self.trail.prompt_ids else self.trail.first(event)
+            self._events += 1
             return Verdict.TOKEN
-        return Verdict.OTHER if self._keep_usage else Verdict.DROP
+        if self._keep_usage:
+            return Verdict.OTHER
+        fingerprint = chunk.get("system_fingerprint")
+        last = self.release()
+        if not last:
+            return Verdict.DROP
+        if fingerprint is not None and b'"system_fingerprint"' not in last:
+            last = b'%b,"system_fingerprint":%b}' % (last[:-1], orjson.dumps(fingerprint))
+        self.forward = last
+        self._events += 1
+        return Verdict.TOKEN
 
-    def _unusual(self, data: bytes) -> Verdict:
+    def release(self) -> bytes:
+        held, self._held = self._held, b""
+        return held
+
+    def _unusual(self, event: bytes) -> Verdict:
+        self.forward = event
+        data = event[6:]
         if data == sse.DONE:
             return Verdict.DONE
         try:
@@ -122,7 +182,7 @@ class OpenAIMeter:
 class NamedEventMeter:
     """Anthropic's Messages and OpenAI's Responses: events with names, the last of which says that all is there."""
 
-    __slots__ = ("complete", "tokens", "usage")
+    __slots__ = ("complete", "forward", "tokens", "usage")
 
     LAST: Final = frozenset({b"message_stop", b"response.completed", b"response.incomplete", b"response.failed"})
     USAGE: Final = frozenset({b"message_start", b"message_delta"}) | LAST
@@ -131,11 +191,18 @@ class NamedEventMeter:
         self.usage: Usage | None = None
         self.tokens = 0
         self.complete = False
+        self.forward = b""
+
+    def release(self) -> bytes:
+        return b""
 
     def read(self, event: bytes) -> Verdict:
         name, data = sse.name(event), sse.payload(event)
         if data is None:
             return Verdict.DROP
+        self.forward = (
+            event if event.startswith((b"event: ", b"data: ")) else sse.event(data, name).removesuffix(b"\n\n")
+        )
         if data == sse.DONE:  # not a part of these protocols; some versions of vLLM send it
             return Verdict.DROP
         if name == b"error" or data.startswith(b'{"error"'):
@@ -161,5 +228,5 @@ class NamedEventMeter:
             self.usage = Usage(*map(max, before, usage))  # the prompt is told first, the answer last
 
 
-def meter(call: Call) -> Meter:
-    return OpenAIMeter(call) if call.endpoint.dialect == "openai" else NamedEventMeter()
+def meter(call: Call, trail: Trail | None) -> Meter:
+    return OpenAIMeter(call, trail) if call.endpoint.dialect == "openai" else NamedEventMeter()

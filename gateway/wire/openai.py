@@ -178,8 +178,11 @@ def _answer_bound(body: Mapping[str, Any]) -> int | None:
     return None
 
 
-def encode(call: Call, served_name: str) -> bytes:
-    """The engine's body: what was judged, the engine's own name for the model, and the usage that we always ask for."""
+def encode(call: Call, served_name: str, *, with_ids: bool = False) -> bytes:
+    """The engine's body: what was judged, the engine's own name for the model, and the usage that we always ask for.
+
+    `with_ids` asks for the ids of prompt and answer too.
+    """
     body = {**call.body, "model": served_name}
     if call.stream and call.endpoint.dialect == "openai":
         # Without include_usage of the client's own, per-chunk usage would change every chunk: it is left out.
@@ -187,4 +190,6 @@ def encode(call: Call, served_name: str) -> bytes:
         body["stream_options"] = (
             {**client_options, "include_usage": True} if call.include_usage else {"include_usage": True}
         )
+        if with_ids:
+            body["return_token_ids"] = True
     return orjson.dumps(body)

@@ -1,0 +1,1 @@
+"""What happens when an engine does not: decisions only, no I/O."""

@@ -1,0 +1,140 @@
+"""What a stream leaves behind so that another engine could continue it: the ids sent so far, and their text. Pure.
+
+The engine is asked for the ids (`return_token_ids`); they are taken out of each event again, byte for byte, so that the
+client gets what the engine would have sent without being asked (facts: failover.md §2, vllm.md §3).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from gateway.types import Call
+
+IDS: Final = b'"token_ids":['
+NO_IDS: Final = b'"token_ids":null'
+# Where an event's text stands, in the order of vLLM's fields. Inside a JSON string a quote is escaped, so neither of
+# these can be a part of the text itself.
+TEXT: Final[Mapping[str, tuple[bytes, bytes]]] = {
+    "/v1/chat/completions": (b'"delta":{"content":"', b'"},"logprobs"'),
+    "/v1/completions": (b'"text":"', b'","logprobs"'),
+}
+# From the end of the text to the ids, in an event that is a token and nothing else; and the same without its ids.
+PLAIN: Final[Mapping[str, bytes]] = {
+    "/v1/chat/completions": b'"},"logprobs":null,"finish_reason":null,"token_ids":[',
+    "/v1/completions": b'","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":[',
+}
+PLAIN_END: Final = b"]}]}"
+
+
+def obstacle(call: Call) -> str | None:
+    """Why this stream could not be continued exactly by another engine; None if nothing is in the way.
+
+    The rows are those of facts/failover.md §4 and §9 that a request alone decides.
+    """
+    body = call.body
+    if call.endpoint.path not in TEXT or not call.stream:
+        return "only streams of chat and text completions are continued"
+    if (body.get("n") or 1) > 1 or isinstance(body.get("prompt"), list):
+        return "more than one choice or prompt"
+    for field, why in _IN_THE_WAY.items():
+        if body.get(field):
+            return why
+    format_ = body.get("response_format")
+    if isinstance(format_, dict) and format_.get("type") != "text":
+        return "structured output"
+    if body.get("tool_choice") not in (None, "none", "auto"):
+        return "a required tool"
+    if body.get("return_token_ids"):
+        return "the client wants the ids itself"
+    if body.get("include_reasoning") is False:
+        return "hidden reasoning has no ids"
+    if any(isinstance(m.get("content"), list) and _media(m["content"]) for m in body.get("messages") or ()):
+        return "media"
+    return None
+
+
+_IN_THE_WAY: Final = {
+    "echo": "echo",
+    "logprobs": "log-probabilities",
+    "structured_outputs": "structured output",
+    "frequency_penalty": "a penalty that counts output",
+    "presence_penalty": "a penalty that counts output",
+    "bad_words": "bad_words look at output only",
+    "truncate_prompt_tokens": "a truncated prompt",
+}
+
+
+def _media(parts: list[Any]) -> bool:
+    return any(isinstance(part, dict) and part.get("type") not in ("text", "refusal") for part in parts)
+
+
+class Trail:
+    """Kept while a stream runs. `broken` once something was seen that the ids do not tell: a tool call, reasoning."""
+
+    __slots__ = ("_end", "_plain", "_prefix", "_start", "_without", "broken", "ids", "pieces", "prompt_ids")
+
+    def __init__(self, path: str) -> None:
+        self._start, self._end = TEXT[path]
+        self._plain = PLAIN[path]
+        self._without = self._plain[:-1] + b"null}]}"
+        self._prefix = b"\n"  # what all of a stream's tokens begin with, up to the text; nothing begins with this
+        self.prompt_ids: list[int] | None = None
+        self.ids: list[bytes] = []  # of each event, as JSON: b"1,2"
+        self.pieces: list[bytes] = []  # of text, as in a JSON string
+        self.broken = False
+
+    def first(self, event: bytes) -> bytes:
+        """The event that bears the prompt's ids. Slow, once a stream. Raises ValueError if it is not JSON."""
+        head, data = event[:6], event[6:]
+        chunk = orjson.loads(data)
+        holder = chunk if "prompt_token_ids" in chunk else next(iter(chunk.get("choices") or ()), {})
+        ids = holder.get("prompt_token_ids")
+        if isinstance(ids, list):
+            self.prompt_ids = ids
+            holder["prompt_token_ids"] = None
+            if self._start == TEXT["/v1/chat/completions"][0]:
+                return head + orjson.dumps(chunk)
+            return self.note(head + orjson.dumps(chunk))
+        self.broken = True  # an engine that does not know the field
+        return event
+
+    def plain(self, event: bytes) -> bytes:
+        """The quick way for what nearly all events are, a token and nothing else: as `note`, or empty if it is not one."""
+        if not event.startswith(self._prefix) or not event.endswith(PLAIN_END):
+            return b""
+        end = event.rfind(self._plain)
+        if end < 0:
+            return b""
+        self.ids.append(event[end + len(self._plain) : -4])
+        self.pieces.append(event[len(self._prefix) : end])
+        return event[:end] + self._without
+
+    def note(self, event: bytes) -> bytes:
+        """Remembers what an event adds, and returns it without its ids."""
+        at = event.rfind(IDS)
+        if at < 0:
+            self.broken = True
+            return event
+        end = event.index(b"]", at)
+        self.ids.append(event[at + 13 : end])
+        start = event.find(self._start)
+        if start >= 0:
+            start += len(self._start)
+            self._prefix = event[:start]
+            self.pieces.append(event[start : event.index(self._end, start)])
+        elif b'"delta":{}' not in event:
+            self.broken = True
+        return event[:at] + NO_IDS + event[end + 1 :]
+
+    @property
+    def tokens(self) -> int:
+        """How many ids have come."""
+        return sum(ids.count(b",") + 1 for ids in self.ids if ids)
+
+    def text(self) -> str:
+        """The text that has come."""
+        return "".join(orjson.loads(b'"%b"' % piece) for piece in self.pieces)
+
+    def token_ids(self) -> list[int]:
+        return [int(one) for ids in self.ids for one in ids.split(b",") if one]
