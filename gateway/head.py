@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from random import getrandbits
 from typing import Final
 
@@ -23,36 +23,26 @@ def _whole_number(value: bytes) -> int | None:
     return int(value) if value.isdigit() and len(value) < 16 else None
 
 
-def make_head(endpoint: Endpoint, headers: Iterable[tuple[bytes, bytes]], client: str) -> Head:
+def all_of(name: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, ...]:
+    return tuple(value for key, value in headers if key == name)
+
+
+def make_head(endpoint: Endpoint, headers: Sequence[tuple[bytes, bytes]], client: str) -> Head:
     """`headers` have names in lower case. Pure but for the clock and a fresh request id."""
-    given_id = length = retries = None
-    media = encoding = b""
-    authorization: tuple[bytes, ...] = ()
-    api_key: tuple[bytes, ...] = ()
-    for name, value in headers:
-        if name == b"authorization":
-            authorization = (*authorization, value)
-        elif name == b"content-type":
-            media = value
-        elif name == b"content-length":
-            length = _whole_number(value)
-        elif name == b"x-api-key":
-            api_key = (*api_key, value)
-        elif name == b"x-request-id":
-            given_id = value
-        elif name == b"content-encoding":
-            encoding = value
-        elif name == b"x-stainless-retry-count":
-            retries = _whole_number(value)
+    fields = dict(headers)
+    get = fields.get
+    authorization, api_key = get(b"authorization"), get(b"x-api-key")
+    once = len(fields) == len(headers)
+    length, retries = get(b"content-length"), get(b"x-stainless-retry-count")
     return Head(
         endpoint,
-        request_id(given_id),
-        authorization,
-        api_key,
-        media,
-        encoding.strip().lower(),
-        length,
-        retries,
+        request_id(get(b"x-request-id")),
+        () if authorization is None else (authorization,) if once else all_of(b"authorization", headers),
+        () if api_key is None else (api_key,) if once else all_of(b"x-api-key", headers),
+        get(b"content-type", b""),
+        get(b"content-encoding", b"").strip().lower(),
+        None if length is None else _whole_number(length),
+        None if retries is None else _whole_number(retries),
         client,
         time.monotonic(),
     )
@@ -60,7 +50,9 @@ def make_head(endpoint: Endpoint, headers: Iterable[tuple[bytes, bytes]], client
 
 def judge_head(head: Head, max_body_bytes: int) -> None:
     """What the headers alone rule out. Raises `GatewayError`."""
-    media = head.content_type.partition(b";")[0].strip().lower()
+    media = head.content_type
+    if media != b"application/json":
+        media = media.partition(b";")[0].strip().lower()
     if media != b"application/json" or head.content_encoding not in (b"", b"identity"):
         raise GatewayError(
             415,

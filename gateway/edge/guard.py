@@ -54,20 +54,21 @@ def without_upgrade(head: bytes) -> bytes:
     return UPGRADE.sub(b"x-grade", head) if b"pgrade" in head or b"PGRADE" in head else head
 
 
-def headers(found: list[tuple[bytes, bytes]], version: str) -> GatewayError | None:
-    """Judges a head's fields, names in lower case."""
+def headers(found: list[tuple[bytes, bytes]], fields: dict[bytes, bytes], version: str) -> GatewayError | None:
+    """Judges a head's fields, names in lower case. `fields` holds the last of each name."""
     if len(found) > MAX_FIELDS:
         return headers_too_large()
-    hosts = 0
-    for name, value in found:
-        if name == b"host":
-            hosts += 1
-            if not HOST.fullmatch(value):
-                return bad("The Host header is malformed.")
-        elif name == b"transfer-encoding" and version == "1.0":
-            return bad("HTTP/1.0 has no Transfer-Encoding.")
-        elif name == b"expect" and value.lower() != b"100-continue":
-            return bad("Only 'Expect: 100-continue' is understood.", 417, "expectation_failed")
-    if hosts != 1 and (version == "1.1" or hosts > 1):
+    host = fields.get(b"host")
+    if host is None:
+        if version == "1.1":
+            return bad("Exactly one Host header is needed.")
+    elif not HOST.fullmatch(host):
+        return bad("The Host header is malformed.")
+    elif len(fields) != len(found) and sum(name == b"host" for name, _ in found) > 1:
         return bad("Exactly one Host header is needed.")
+    if version == "1.0" and b"transfer-encoding" in fields:
+        return bad("HTTP/1.0 has no Transfer-Encoding.")
+    expect = fields.get(b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        return bad("Only 'Expect: 100-continue' is understood.", 417, "expectation_failed")
     return None

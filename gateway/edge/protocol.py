@@ -110,9 +110,10 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _feed_head(self, data: bytes) -> bytes:
         if not self.touched:
-            data = data.lstrip(b"\r\n")  # RFC 9112 §2.2: an empty line before a request is no request
-            if not data:
-                return b""
+            if data[0] in b"\r\n":
+                data = data.lstrip(b"\r\n")  # RFC 9112 §2.2: an empty line before a request is no request
+                if not data:
+                    return b""
             self.touched = True
             self.since = time.monotonic()
             self._unset_keepalive_if_required()
@@ -197,16 +198,21 @@ class EdgeProtocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
     def on_headers_complete(self) -> None:
         version = self.version = self.parser.get_http_version()
-        self._refusal = guard.headers(self.headers, version)
+        fields = dict(self.headers)
+        self._refusal = guard.headers(self.headers, fields, version)
         if self._refusal is not None:
             return
-        for name, value in self.headers:
-            if name == b"content-length":
-                self._left = int(value)
-            elif name == b"transfer-encoding":
-                self._left = -1
+        length = fields.get(b"content-length")
+        if length is not None:
+            self._left = int(length)
+        elif b"transfer-encoding" in fields:
+            self._left = -1
+        self.expect_100_continue = b"expect" in fields
         endpoint = FAST.get(self.url)
         if endpoint is None or self.parser.get_method() != b"POST":
             url, found, expected = self.url, self.headers, self.expect_100_continue
