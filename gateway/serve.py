@@ -99,13 +99,16 @@ async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica, term
         receiver.connection = connection
         gateway.ticker.relays.add(receiver)
         run.sent()
+        answered = False
         try:
             run.sink.watch(receiver)
-            return await receiver.done
+            await receiver.done
+            answered = True
+            return
         except StaleConnectionError:
             continue  # the engine had closed it before it read the request
         finally:
             run.sink.watch(None)
             gateway.ticker.relays.discard(receiver)
-            connection.release()
+            connection.release(answered=answered)
     raise Unreachable("a fresh connection was closed at once")

@@ -49,6 +49,7 @@ class Connection(asyncio.Protocol):
         "_head",
         "_keep_alive",
         "_parser",
+        "_paused",
         "_pieces",
         "_pool",
         "_receiver",
@@ -69,6 +70,7 @@ class Connection(asyncio.Protocol):
         self._whole = False  # this exchange's answer has ended
         self._head = False
         self._keep_alive = False
+        self._paused = False
         self._content_type = b""
         self._pieces: list[bytes] = []  # of the body, out of one read
         self.idle_since = 0.0
@@ -82,30 +84,33 @@ class Connection(asyncio.Protocol):
         self._content_type = b""
         self._transport.write(request)
 
-    def release(self) -> None:
+    def release(self, *, answered: bool = False) -> None:
         """The exchange is over for the gateway: back into the pool, or closed if its answer has not ended.
 
-        Closing is what makes the engine stop working on it.
+        Closing is what makes the engine stop working on it. `answered`: nothing is missing but the end of the HTTP
+        message, which an engine writes apart from a stream's last event.
         """
         self._receiver = None
         pool = self._pool
         pool.open -= 1
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if not self.alive:
             return
-        if self._whole and self._keep_alive and not pool.closed:
+        if (self._whole or answered) and self._keep_alive and not pool.closed:
+            self.resume()  # the client of the last exchange may have been slow
             self._reused = True
             self.idle_since = time.monotonic()
             pool.idle.append(self)
         else:
-            transport.abort()
+            self.close()
 
     def pause(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and not self._paused:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is not None and self._paused:
+            self._paused = False
             self._transport.resume_reading()
 
     def close(self) -> None:
@@ -113,8 +118,13 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     @property
-    def usable(self) -> bool:
+    def alive(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def usable(self) -> bool:
+        """An idle connection whose last answer has ended."""
+        return self._whole and self.alive
 
     # ---- what the event loop tells
 
@@ -122,23 +132,24 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
-        if self._receiver is None:  # bytes that nobody asked for: the next answer could be taken for another's
-            self.close()
-            return
-        self._touched = True
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._lose(errors.upstream_error())
-            self.close()
-            return
+        broken = self._whole  # bytes that nobody asked for: the next answer could be taken for another's
+        if not broken:
+            self._touched = True
+            try:
+                self._parser.feed_data(data)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+                broken = True
         # An engine sends each event as a chunk of its own; what came in one read goes on in one piece.
         receiver, pieces = self._receiver, self._pieces
         if pieces:
             self._pieces = []
-            receiver.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if self._whole:
+            if receiver is not None:
+                receiver.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        if receiver is not None and self._whole:
             receiver.end()
+        if broken:
+            self._lose(errors.upstream_error())
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -207,12 +218,12 @@ class Pool:
         """
         self.open += 1
         if not fresh:
-            horizon = time.monotonic() - IDLE_MAX
-            while self.idle:
-                connection = self.idle.pop()
-                if connection.idle_since >= horizon and connection.usable:
-                    return connection
-                connection.close()
+            idle, horizon = self.idle, time.monotonic() - IDLE_MAX
+            for i in reversed(range(len(idle))):
+                if idle[i].idle_since < horizon:
+                    break
+                if idle[i].usable:
+                    return idle.pop(i)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 _, made = await self._connect()  # type: ignore[misc]
