@@ -15,10 +15,10 @@ import orjson
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.observe.metrics import Histogram
-from gateway.resilience.trail import Trail
 from gateway.types import Call, Headers, Sink, Usage
 from gateway.upstream.client import Connection
 from gateway.usage.meter import Meter, Verdict, meter as make_meter, usage_of
+from gateway.usage.trail import Trail
 from gateway.wire import sse
 from gateway.wire.errors import from_engine, from_engine_event
 

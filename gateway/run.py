@@ -9,10 +9,11 @@ from gateway.limits.headers import limit_headers
 from gateway.observe.logs import AccessRecord
 from gateway.policy import Gateway, Model
 from gateway.relay import StreamRelay, Terms, WholeRelay
-from gateway.resilience.trail import Trail, obstacle
+from gateway.resilience.resume import obstacle
 from gateway.routing.models import Plan
 from gateway.types import Call, Caller, Head, Headers, Outcome, Sink, Usage
 from gateway.usage import prompt, tokens
+from gateway.usage.trail import Trail
 from gateway.wire import errors as wire_errors
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; never sent, only counted

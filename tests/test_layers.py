@@ -54,9 +54,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "gateway.types": ("gateway.limits.base",),
     "gateway.limits": ("gateway.wire",),
-    "gateway.resilience": ("gateway.wire",),
+    "gateway.resilience": ("gateway.usage", "gateway.wire"),
     "gateway.routing": ("gateway.wire",),
-    "gateway.usage": ("gateway.resilience", "gateway.wire"),
+    "gateway.usage": ("gateway.wire",),
     "gateway.config": ("engines.spec",),
     "engines.command": ("engines.spec",),
     "gateway.auth": ("gateway.store",),

@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from gateway.resilience.trail import Trail
 from gateway.types import Call, Usage
+from gateway.usage.trail import Trail
 from gateway.wire import sse
 
 

@@ -1,4 +1,4 @@
-"""What a stream leaves behind so that another engine could continue it: the ids sent so far, and their text. Pure.
+"""What a stream leaves behind so that another engine can continue it: the ids sent so far, and their text. Pure.
 
 The engine is asked for the ids (`return_token_ids`); they are taken out of each event again, byte for byte, so that the
 client gets what the engine would have sent without being asked (facts: failover.md §2, vllm.md §3).
@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
-
-from gateway.types import Call
 
 IDS: Final = b'"token_ids":['
 NO_IDS: Final = b'"token_ids":null'
@@ -27,58 +25,17 @@ PLAIN: Final[Mapping[str, bytes]] = {
 PLAIN_END: Final = b"]}]}"
 
 
-def obstacle(call: Call) -> str | None:
-    """Why this stream could not be continued exactly by another engine; None if nothing is in the way.
-
-    The rows are those of facts/failover.md §4 and §9 that a request alone decides.
-    """
-    body = call.body
-    if call.endpoint.path not in TEXT or not call.stream:
-        return "only streams of chat and text completions are continued"
-    if (body.get("n") or 1) > 1 or isinstance(body.get("prompt"), list):
-        return "more than one choice or prompt"
-    for field, why in _IN_THE_WAY.items():
-        if body.get(field):
-            return why
-    format_ = body.get("response_format")
-    if isinstance(format_, dict) and format_.get("type") != "text":
-        return "structured output"
-    if body.get("tool_choice") not in (None, "none", "auto"):
-        return "a required tool"
-    if body.get("return_token_ids"):
-        return "the client wants the ids itself"
-    if body.get("include_reasoning") is False:
-        return "hidden reasoning has no ids"
-    if any(isinstance(m.get("content"), list) and _media(m["content"]) for m in body.get("messages") or ()):
-        return "media"
-    return None
-
-
-_IN_THE_WAY: Final = {
-    "echo": "echo",
-    "logprobs": "log-probabilities",
-    "structured_outputs": "structured output",
-    "frequency_penalty": "a penalty that counts output",
-    "presence_penalty": "a penalty that counts output",
-    "bad_words": "bad_words look at output only",
-    "truncate_prompt_tokens": "a truncated prompt",
-}
-
-
-def _media(parts: list[Any]) -> bool:
-    return any(isinstance(part, dict) and part.get("type") not in ("text", "refusal") for part in parts)
-
-
 class Trail:
     """Kept while a stream runs. `broken` once something was seen that the ids do not tell: a tool call, reasoning."""
 
-    __slots__ = ("_end", "_plain", "_prefix", "_start", "_without", "broken", "ids", "pieces", "prompt_ids")
+    __slots__ = ("_end", "_first", "_plain", "_prefix", "_start", "_without", "broken", "ids", "pieces", "prompt_ids")
 
     def __init__(self, path: str) -> None:
         self._start, self._end = TEXT[path]
         self._plain = PLAIN[path]
         self._without = self._plain[:-1] + b"null}]}"
         self._prefix = b"\n"  # what all of a stream's tokens begin with, up to the text; nothing begins with this
+        self._first = b""
         self.prompt_ids: list[int] | None = None
         self.ids: list[bytes] = []  # of each event, as JSON: b"1,2"
         self.pieces: list[bytes] = []  # of text, as in a JSON string
@@ -92,6 +49,7 @@ class Trail:
         ids = holder.get("prompt_token_ids")
         if isinstance(ids, list):
             self.prompt_ids = ids
+            self._first = data
             holder["prompt_token_ids"] = None
             if self._start == TEXT["/v1/chat/completions"][0]:
                 return head + orjson.dumps(chunk)
@@ -126,6 +84,24 @@ class Trail:
         elif b'"delta":{}' not in event:
             self.broken = True
         return event[:at] + NO_IDS + event[end + 1 :]
+
+    def add(self, ids: list[int], text: str) -> None:
+        """What a later engine's event adds."""
+        if ids:
+            self.ids.append(",".join(map(str, ids)).encode())
+        if text:
+            self.pieces.append(orjson.dumps(text)[1:-1])
+
+    def cut(self, ids: list[int], overlap: str) -> None:
+        """Goes back to these ids of the answer, and to the text without `overlap`, its end."""
+        text = self.text()
+        self.ids, self.pieces = [], []
+        self.add(ids, text[: len(text) - len(overlap)])
+
+    def head(self) -> dict[str, Any]:
+        """What all of the stream's events have in common: id, object, created, model."""
+        chunk = orjson.loads(self._first)
+        return {name: chunk[name] for name in ("id", "object", "created", "model") if name in chunk}
 
     @property
     def tokens(self) -> int:
