@@ -59,7 +59,7 @@ class Call(NamedTuple):
     size: int  # bytes of the body as it came
     stream: bool
     include_usage: bool  # the client itself asked for the usage chunk
-    max_tokens: int | None  # bound on the answer's tokens (times n), None if the client set none
+    max_tokens: int | None  # bound on the answer's tokens (times n, times prompts), None if the client set none
 
 
 class Usage(NamedTuple):

@@ -132,6 +132,7 @@ def _readable(message: str) -> tuple[str, str | None]:
 TOO_LONG: Final = re.compile(
     r"maximum context length|longer than the maximum model length|max_model_len|input_tokens", re.IGNORECASE
 )
+PROMPT_PARAMS: Final = ("input_tokens", "input_text")  # as vLLM calls a prompt of too many tokens, or characters
 CODES: Final = {400: "invalid_value", 413: "request_too_large", 422: "invalid_value", 429: "rate_limit_exceeded"}
 
 
@@ -163,7 +164,7 @@ def from_engine(status: int, raw: bytes, endpoint: Endpoint, model: str) -> Gate
     text, named = _readable(message or f"The engine did not accept the request (status {status}).")
     param = named or (param.removeprefix("body.") if param else None)
     code = CODES.get(status)
-    if param == "input_tokens" or (param is None and TOO_LONG.search(text)):
+    if param in PROMPT_PARAMS or (param is None and TOO_LONG.search(text)):
         code, param = "context_length_exceeded", endpoint.prompt_field
     return GatewayError(status, code, text, type="requests" if status == 429 else INVALID, param=param)
 

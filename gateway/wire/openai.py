@@ -174,8 +174,13 @@ def _answer_bound(body: Mapping[str, Any]) -> int | None:
     for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
         value = body.get(name)
         if value is not None:
-            return int(value) * int(body.get("n") or 1)
+            return int(value) * int(body.get("n") or 1) * _prompts(body.get("prompt"))
     return None
+
+
+def _prompts(prompt: object) -> int:
+    """How many prompts a text completion has: each one gets an answer."""
+    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
 
 
 def encode(call: Call, served_name: str, *, with_ids: bool = False) -> bytes:
