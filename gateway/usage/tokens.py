@@ -1,5 +1,6 @@
 """Prompt tokens counted without the engine, with the model's own vocabulary and chat template."""
 
+import ctypes
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,9 @@ def load_counter(model_dir: Path) -> TokenCounter | None:
         _log.info("%s: prompts are estimated, not counted: %s", model_dir.name, unsupported)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         _log.warning("%s: prompts are estimated, not counted: its tokenizer cannot be read: %r", model_dir.name, error)
+    finally:
+        # Reading a vocabulary takes far more memory than keeping it, and glibc would not give it back by itself.
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
     return None
 
 
