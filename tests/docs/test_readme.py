@@ -19,10 +19,11 @@ from gateway.config.load import parse
 from gateway.observe.logs import AccessRecord
 from tests.docs.readme import BLOCKS, ROOT, TEXT, Block, after, blocks, commands, words
 from tests.fake_engine import FakeEngine
-from tests.served import DEADLINE, KEY, Penstock, until
+from tests.served import KEY, Penstock, until
 
 URL = "http://127.0.0.1:8080"
 ENV = {"ENGINE_KEY": "the-key-of-your-engines", "ALICE_KEY": "sk-alice-0123456789"}
+PATIENCE = 60.0  # seconds for one example; importing an SDK takes a few on a busy machine
 LANGUAGES = {"sh", "python", "yaml", "json", "text"}
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
@@ -32,6 +33,20 @@ def test_there_is_a_rule_for_every_example() -> None:
     unknown = [block.id for block in BLOCKS if block.language not in LANGUAGES]
     assert not unknown, f"no rule says how these are tested: {unknown}"
     assert all(blocks(language) for language in LANGUAGES)
+
+
+@pytest.mark.parametrize("command", ["wget http://127.0.0.1:8080/", "penstock fly", "curl-x", "penstock serve\ncurl x"])
+def test_a_command_without_a_rule_fails(command: str) -> None:
+    with pytest.raises((pytest.fail.Exception, AssertionError)):
+        judge(command)
+
+
+@pytest.mark.parametrize(
+    "command", ["scripts/nothing", "scripts/run --fly", "docker build --target moon .", "docker run -p 1:1 penstock"]
+)
+def test_a_command_that_is_not_run_is_checked(command: str) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        judge(command)
 
 
 # ---- configs
@@ -139,7 +154,7 @@ async def bash(script: str, folder: Path) -> AsyncIterator[asyncio.subprocess.Pr
 
 
 async def output(script: str, folder: Path) -> str:
-    async with asyncio.timeout(DEADLINE), bash(script, folder) as process:
+    async with asyncio.timeout(PATIENCE), bash(script, folder) as process:
         out, err = await process.communicate()
         assert process.returncode == 0, f"exit code {process.returncode}\n{out.decode()}\n{err.decode()}"
         return out.decode()
@@ -224,7 +239,7 @@ async def serve(script: str, command: str, folder: Path, files: list[Path]) -> N
     assert model.engine_api_key is not None
     key = model.engine_api_key.get_secret_value()
     engines = FakeEngine(models=[model.served_model_name], replicas=len(model.endpoints), api_key=key)
-    async with asyncio.timeout(DEADLINE), engines:
+    async with asyncio.timeout(PATIENCE), engines:
         text = config.read_text()
         for written, url in zip(model.endpoints, engines.urls, strict=True):
             text = text.replace(written, url)
