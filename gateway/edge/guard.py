@@ -11,11 +11,13 @@ from gateway.errors import GatewayError
 MAX_HEAD: Final = 64 * 1024  # bytes of request line and headers; OpenAI documents the same
 MAX_FIELDS: Final = 100  # header fields; Envoy's default
 MAX_URL: Final = 8 * 1024  # bytes
+MAX_LINE: Final = 4 * 1024  # bytes of a line in a chunked body: a chunk's size, a field of the trailer
 
 # Letters, digits and what else a reg-name or an address holds; userinfo, paths and spaces do not belong here.
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 UPGRADE: Final = re.compile(rb"(?im)^upgrade(?=[ \t]*:)")
-REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([^\r\n]*?) +HTTP/1\.[01]\r?$")
+REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([^\r\n]*?) +HTTP/1\.[01]\r$")
+CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
 
 
 def bad(message: str, status: int = 400, code: str | None = None) -> GatewayError:
@@ -32,6 +34,12 @@ def headers_too_large() -> GatewayError:
 
 def uri_too_long() -> GatewayError:
     return bad(f"The URL is too long: at most {MAX_URL} bytes are accepted.", 414, "uri_too_long")
+
+
+def no_connect() -> GatewayError:
+    return GatewayError(
+        405, "method_not_allowed", "CONNECT and upgrades are not offered.", headers=(("allow", "GET, HEAD, POST"),)
+    )
 
 
 def oversized(head: bytes) -> GatewayError:

@@ -29,6 +29,7 @@ from gateway.wire.openai import ENDPOINTS
 MAX_HELD: Final = 256 * 1024  # bytes of pipelined requests that may wait
 MAX_DISCARDED: Final = 8 * 1024 * 1024  # bytes of a refused body that are read, so that the client hears why
 HIGH_WATER: Final = 256 * 1024  # bytes that may wait for a client before its engine is no longer read from
+WRITE_TIMEOUT: Final = 60.0  # seconds in which a client must take something of what waits for it
 LINGER: Final = 5.0  # seconds in which a refused client may read its answer
 GRACE_PER_BYTE: Final = 1 / 100_000  # seconds of body_timeout for each byte that has come
 FAST: Final[Mapping[bytes, Endpoint]] = {e.path.encode(): e for e in ENDPOINTS}
@@ -69,15 +70,20 @@ class EdgeProtocol(HttpToolsProtocol):
         self.touched = False  # bytes of the next request have come
         self.version = "1.1"
         self.sink: EdgeSink | None = None  # of the request in the fast lane
+        self._first = True  # no request has been answered yet
         self._held = b""  # bytes not yet fed
-        self._left = 0  # bytes of the body to come; -1: chunked
+        self._left = 0  # bytes to come: of the body, or of the current chunk
+        self._chunked = False
+        self._trailer = 0  # bytes of the trailer that have come
         self._came = 0  # bytes of the body that have come
-        self._body: list[bytes] = []
+        self._body = bytearray()
         self._refusal: GatewayError | None = None
         self._too_large = False
         self._discard = False  # the answer is out, the rest of the body is not wanted
         self._whole: asyncio.Future[None] | None = None  # the body is all there
         self._parsed = False  # the parser has seen the end of the message
+        self._unread = 0  # bytes that waited for the client at the last look
+        self._unread_since = 0.0
 
     # ---- bytes come in
 
@@ -115,7 +121,8 @@ class EdgeProtocol(HttpToolsProtocol):
                 if not data:
                     return b""
             self.touched = True
-            self.since = time.monotonic()
+            if not self._first:
+                self.since = time.monotonic()
             self._unset_keepalive_if_required()
         end = data.find(b"\r\n\r\n")
         if end < 0:
@@ -138,44 +145,69 @@ class EdgeProtocol(HttpToolsProtocol):
             self._refuse(refusal)
             return b""
         self.stage = Stage.BODY
-        self._left = self._came = 0
-        self._body = []
+        self._left = self._came = self._trailer = 0
+        self._chunked = False
+        self._body = bytearray()
         self._parsed = self._too_large = self._discard = False
         if not self._feed(guard.without_upgrade(head)):
             return b""
         if self._refusal is not None:
             self._refuse(self._refusal)
             return b""
+        self.headers = []  # what a trailer holds is never taken for a header
         if self._parsed:
             self._message_ends()
         return data[end:]
 
     def _feed_body(self, data: bytes) -> bytes:
-        if self._left > 0:
-            piece, rest = data[: self._left], data[self._left :]
-            self._left -= len(piece)
+        if self._chunked:
+            cut = self._chunks(data)
         else:
-            # A chunked message ends with a blank line: feed up to each, and the next request is never fed along.
-            cut = data.find(b"\r\n\r\n")
-            if cut < 0:
-                # The blank line may be torn by the network: leave its first bytes for the next turn.
-                cut = len(data) - _torn(data)
-                self._held = data[cut:]
-                data = data[:cut]
-            else:
-                cut += 4
-            piece, rest = data[:cut], data[cut:]
-        if not self._feed(piece):
+            cut = min(self._left, len(data))
+            self._left -= cut
+        if cut and not self._feed(data[:cut]):
             return b""
+        rest = data[cut:]
         if self._parsed:
             self._message_ends()
-        return rest
+            return rest
+        if cut < 0 or len(rest) > guard.MAX_LINE or self._trailer > guard.MAX_HEAD:
+            self._refuse(guard.bad("The request is not valid HTTP/1.1."))
+        else:
+            self._held = rest  # a torn line
+        return b""
+
+    def _chunks(self, data: bytes) -> int:
+        """How many of these bytes are this chunked message's own: the next one must not be fed along with it. The
+        parser judges them; -1: what should be a chunk is none."""
+        at, size = 0, len(data)
+        while at < size:
+            if self._left:
+                step = min(self._left, size - at)
+                self._left -= step
+                at += step
+                continue
+            end = data.find(b"\r\n", at)
+            if end < 0:
+                break
+            line, at = at, end + 2
+            if self._trailer:
+                self._trailer += at - line
+                if line == end:
+                    break
+            elif (digits := guard.CHUNK_SIZE.match(data, line, end)) is None:
+                return -1
+            elif length := int(digits[0], 16):
+                self._left = length + 2
+            else:
+                self._trailer = at - line
+        return at
 
     def _feed(self, data: bytes) -> bool:
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(guard.bad("CONNECT and upgrades are not offered.", 405, "method_not_allowed"))
+            self._refuse(guard.no_connect())
             return False
         except httptools.HttpParserError:
             self._refuse(guard.bad("The request is not valid HTTP/1.1."))
@@ -210,8 +242,8 @@ class EdgeProtocol(HttpToolsProtocol):
         length = fields.get(b"content-length")
         if length is not None:
             self._left = int(length)
-        elif b"transfer-encoding" in fields:
-            self._left = -1
+        else:
+            self._chunked = b"transfer-encoding" in fields
         self.expect_100_continue = b"expect" in fields
         endpoint = FAST.get(self.url)
         if endpoint is None or self.parser.get_method() != b"POST":
@@ -231,11 +263,11 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._close_gently()
         elif self._came > self.gateway.policy.max_body_bytes:
             self._too_large = True
-            self._body = []
+            self._body = bytearray()
             if self._whole is not None and not self._whole.done():
                 self._whole.set_result(None)
         else:
-            self._body.append(body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         self._parsed = True
@@ -259,7 +291,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _read_body(self) -> bytes:
+    async def _read_body(self) -> bytearray:
         """The body, when it is all there. Raises `GatewayError`, `ClientGone`."""
         sink = self.sink
         assert sink is not None
@@ -273,8 +305,8 @@ class EdgeProtocol(HttpToolsProtocol):
             raise ClientGone
         if self._too_large:
             raise too_large(self.gateway.policy.max_body_bytes)
-        body, self._body = self._body, []
-        return body[0] if len(body) == 1 else b"".join(body)
+        body, self._body = self._body, bytearray()
+        return body
 
     def _answered(self) -> None:
         """The fast lane's answer is complete."""
@@ -287,7 +319,7 @@ class EdgeProtocol(HttpToolsProtocol):
         elif self.stage is Stage.BODY:
             self._discard = True
             self.since = time.monotonic()
-        else:
+        elif not self.flow.write_paused:  # else there is no next request before this answer has been read
             self._next()
 
     def on_response_complete(self) -> None:
@@ -303,7 +335,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """On to the next request of this connection."""
         self.sink = None
         self.stage = Stage.HEAD
-        self.touched = False
+        self.touched = self._first = False
         self.since = time.monotonic()
         if self._held:
             self.loop.call_soon(self._pipelined)
@@ -342,12 +374,11 @@ class EdgeProtocol(HttpToolsProtocol):
     # ---- what the event loop tells
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client has sent all it will. It may still read: an answer on its way is finished."""
-        sink = self.sink
-        if sink is None or not sink.started or sink.finished:
-            return False
-        sink.close_after()
-        return True
+        """The client has sent all it will. One that has left looks the same, and its engine must stop: so what it has
+        asked for is dropped, as nginx does it. An answer that is complete still goes out."""
+        if self.sink is not None and not self.sink.finished:
+            self.transport.abort()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.sink is not None and not self.sink.finished:
@@ -359,13 +390,17 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._unread, self._unread_since = self.transport.get_write_buffer_size(), time.monotonic()
         if self.sink is not None:
             self.sink.pause()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.sink is not None:
-            self.sink.resume()
+        if self.sink is None:
+            return
+        self.sink.resume()
+        if self.sink.finished and self.stage is Stage.ANSWER:
+            self._next()
 
     def shutdown(self) -> None:
         if self.sink is not None and not self.sink.finished:
@@ -377,6 +412,14 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def tick(self, now: float) -> None:
         """Called about once a second for every connection: one timer for all."""
+        if self.flow.write_paused:
+            unread = self.transport.get_write_buffer_size()
+            if unread < self._unread:
+                self._unread_since = now
+            elif now - self._unread_since > WRITE_TIMEOUT:
+                self.transport.abort()
+                return
+            self._unread = unread
         waited = now - self.since
         if self.stage is Stage.HEAD:
             if not self.touched:
@@ -399,14 +442,6 @@ def _could_be_http(data: bytes) -> bool:
     """Whether what has come so far can be the beginning of a request: a method is letters, and not many."""
     method = data[:24].partition(b" ")[0]
     return len(method) < 24 and method.replace(b"-", b"").isalpha()
-
-
-def _torn(data: bytes) -> int:
-    """How many bytes at the end could be the first ones of a blank line."""
-    for n in (3, 2, 1):
-        if b"\r\n\r\n".startswith(data[-n:]):
-            return n
-    return 0
 
 
 def bound(gateway: Gateway, timeouts: Timeouts) -> type[EdgeProtocol]:

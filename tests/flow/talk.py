@@ -155,7 +155,7 @@ async def exchange(gateway: Penstock, data: bytes) -> list[Answer]:
         return answers
 
 
-def post(path: str = CHAT, body: object = None, key: str | None = KEY, more: str = "", **fields: object) -> bytes:
+def post(path: str = CHAT, body: object = None, key: str | None = KEY, more: str = "", **fields: Any) -> bytes:
     """A request's bytes; by default a chat's, with these fields, after which the connection is closed."""
     return http_post(path, chat_body(**fields) if body is None else body, key, f"connection: close\r\n{more}")
 

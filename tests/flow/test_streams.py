@@ -45,7 +45,7 @@ async def direct(engine: FakeEngine, path: str, body: dict[str, Any]) -> str:
     return plain(await asyncio.to_thread(ask))
 
 
-def body_of(path: str, **fields: object) -> dict[str, Any]:
+def body_of(path: str, **fields: Any) -> dict[str, Any]:
     body = chat_body(max_tokens=5, stream=True, **fields)
     if path == TEXT:
         body["prompt"] = "hi"
