@@ -71,6 +71,7 @@ class _Attempt:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.connection: Connection | None = None
         self.first_byte: float | None = None
+        self.paused = False  # the client reads too slowly: the engine is silent because nobody reads from it
         self._refused = 0  # the engine's status, if it is an error
         self._body: list[bytes] = []
         self._size = 0
@@ -101,10 +102,12 @@ class _Attempt:
         self.finish(ClientGone())
 
     def pause(self) -> None:
+        self.paused = True
         if self.connection is not None:
             self.connection.pause()
 
     def resume(self) -> None:
+        self.paused = False
         if self.connection is not None:
             self.connection.resume()
 
@@ -276,6 +279,8 @@ class StreamRelay(_Attempt):
     def tick(self, now: float) -> None:
         if now > self.terms.deadline:
             self.finish(errors.timeout())
+        elif self.paused:
+            self._last_event = self._last_written = now
         elif self._judged and now - self._last_event > self.terms.stall_timeout:
             self.finish(errors.EngineStalledError())
         elif now - self._last_written > KEEP_ALIVE_AFTER and not self._refused:

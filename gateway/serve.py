@@ -24,7 +24,7 @@ log = structlog.get_logger("penstock")
 
 MAX_ATTEMPTS = 3
 
-ReadBody = Callable[[], Awaitable[bytes]]
+ReadBody = Callable[[], Awaitable[bytes | bytearray]]
 
 
 async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -> None:

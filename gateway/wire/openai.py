@@ -72,7 +72,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
 )
 
 
-def parse(raw: bytes) -> tuple[dict[str, Any], bool]:
+def parse(raw: bytes | bytearray) -> tuple[dict[str, Any], bool]:
     """The body as a JSON object, and whether it is exact (False: it holds a number that no double can).
 
     Raises `GatewayError` invalid_json.
@@ -93,7 +93,7 @@ def not_json(why: str) -> GatewayError:
     return GatewayError(400, "invalid_json", f"We could not parse the JSON body of your request. {why}.")
 
 
-def _huge_numbers(raw: bytes) -> object:
+def _huge_numbers(raw: bytes | bytearray) -> object:
     """Reads what orjson will not: numbers beyond a double. Slow, and only for telling the client which field it is."""
     try:
         return json.loads(
@@ -104,7 +104,7 @@ def _huge_numbers(raw: bytes) -> object:
         raise not_json("A number is out of range") from None
 
 
-def decode(endpoint: Endpoint, raw: bytes) -> Call:
+def decode(endpoint: Endpoint, raw: bytes | bytearray) -> Call:
     """Stage 2: judges what routes, bounds or endangers, and keeps the rest as it is. Raises `GatewayError`."""
     body, exact = parse(raw)
     model = body.get("model")
