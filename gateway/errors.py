@@ -89,6 +89,17 @@ def timeout(message: str = "The engine did not answer in time.") -> GatewayError
     return GatewayError(504, "timeout", message, type=SERVER, fault=Fault.ENGINE)
 
 
+def overloaded(model: str) -> GatewayError:
+    return GatewayError(
+        503,
+        "overloaded",
+        f"The engines of the model '{model}' are overloaded. Please try again.",
+        type=SERVER,
+        fault=Fault.ENGINE,
+        retry_after=1,
+    )
+
+
 def draining() -> GatewayError:
     return GatewayError(
         503,

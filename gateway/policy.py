@@ -27,6 +27,8 @@ class Model:
     failover: Literal["exact", "off"]
     stall_timeout: float  # seconds without a byte in mid-stream
     request_timeout: float  # seconds for a whole request
+    failover_wait: float  # seconds that a cut stream waits for a replica to come back
+    max_open_requests: int | None  # more are refused at once; None: the engines queue them
     template_kwargs: frozenset[str]  # keys of chat_template_kwargs that clients may set
     counter: TokenCounter | None  # counts prompts with the model's own tokenizer; None: they are estimated
     estimator: PromptEstimator

@@ -163,13 +163,14 @@ EVENT_STREAM: Final[Headers] = [
 class StreamRelay(_Attempt):
     """An answer that comes as events. The status line waits for the first one, so that an early error is a real status."""
 
-    def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
+    def __init__(self, call: Call, model: str, sink: Sink, terms: Terms, resumed: Meter | None = None) -> None:
+        """`resumed` reads on for a stream that another engine has begun."""
         super().__init__(call, model, sink, terms)
-        self.meter: Meter = make_meter(call, terms.trail)
+        self.meter: Meter = resumed or make_meter(call, terms.trail)
         self._splitter = sse.Splitter()
         self._last_event = self._last_written = time.monotonic()
         self._last_token = 0.0
-        self._judged = False  # the first event has been
+        self._judged = resumed is not None  # the first event has been
 
     @property
     def usage(self) -> Usage | None:
@@ -291,8 +292,10 @@ class StreamRelay(_Attempt):
             self.sink.write(sse.KEEP_ALIVE)
 
 
-def relay(call: Call, model: str, sink: Sink, terms: Terms) -> WholeRelay | StreamRelay:
-    return (StreamRelay if call.stream else WholeRelay)(call, model, sink, terms)
+def relay(call: Call, model: str, sink: Sink, terms: Terms, resumed: Meter | None = None) -> WholeRelay | StreamRelay:
+    if call.stream:
+        return StreamRelay(call, model, sink, terms, resumed)
+    return WholeRelay(call, model, sink, terms)
 
 
 class Ticker:

@@ -9,7 +9,7 @@ from gateway.limits.headers import limit_headers
 from gateway.observe.logs import AccessRecord
 from gateway.policy import Gateway, Model
 from gateway.relay import StreamRelay, Terms, WholeRelay
-from gateway.resilience.resume import obstacle
+from gateway.resilience.resume import MAX_DEATHS, obstacle
 from gateway.routing.models import Plan
 from gateway.types import Call, Caller, Head, Headers, Outcome, Sink, Usage
 from gateway.usage import prompt, tokens
@@ -27,6 +27,7 @@ class Run:
         "call",
         "caller",
         "client_gone",
+        "deaths",
         "error",
         "gateway",
         "head",
@@ -56,6 +57,7 @@ class Run:
         self.trail: Trail | None = None
         self.prompt_tokens = 0
         self.client_gone = False
+        self.deaths = 0  # engines that died under the stream
         self.ready = 0.0  # monotonic seconds: the body was there
         self._sent = False  # an engine has the request
 
@@ -63,10 +65,11 @@ class Run:
         """Stage 4. Raises `GatewayError` rate_limit_exceeded."""
         assert self.caller is not None
         account = self.caller.account
-        if model.counter is not None and call.size > tokens.BIG:
-            self.prompt_tokens = await asyncio.to_thread(prompt.count, model.counter, model.estimator, call)
+        counter = model.counter if account.limits.tokens_per_minute is not None else None
+        if counter is not None and call.size > tokens.BIG:
+            self.prompt_tokens = await asyncio.to_thread(prompt.count, counter, model.estimator, call)
         else:
-            self.prompt_tokens = prompt.count(model.counter, model.estimator, call)
+            self.prompt_tokens = prompt.count(counter, model.estimator, call)
         answer = call.max_tokens if call.max_tokens is not None else model.answers.expected()
         try:
             lease = await self.gateway.limiter.admit(account, self.prompt_tokens, answer)
@@ -96,6 +99,24 @@ class Run:
     def first_byte(self) -> float | None:
         """Monotonic seconds: when the answer began to go out."""
         return self.relay.first_byte if self.relay is not None else None
+
+    def take(self, relay: StreamRelay | WholeRelay) -> None:
+        """The next attempt's relay; what has gone out stays gone out."""
+        relay.first_byte = self.first_byte
+        self.relay = relay
+
+    def resumable(self) -> bool:
+        """Whether another engine may go on with the stream that has just been cut. Counts it."""
+        failovers = self.model.metrics.failovers if self.model is not None else {}
+        if self.trail is None or not self.trail.whole:
+            if self.model is not None and self.model.failover == "exact":
+                failovers["refused"] += 1
+            return False
+        self.deaths += 1
+        if self.deaths > MAX_DEATHS:
+            failovers["failed"] += 1
+            return False
+        return True
 
     def sent(self) -> None:
         if not self._sent:
@@ -145,7 +166,8 @@ class Run:
             # A client that leaves has had its prompt worked on.
             return Usage(self.prompt_tokens) if self.client_gone and self._sent else None
         if usage.completion and not usage.prompt:
-            return usage._replace(prompt=self.prompt_tokens)
+            ids = self.trail.prompt_ids if self.trail is not None else None
+            return usage._replace(prompt=self.prompt_tokens if ids is None else len(ids))
         return usage
 
     def learn(self, usage: Usage) -> None:

@@ -54,6 +54,8 @@ class Memory:
             failover=config.failover,
             stall_timeout=config.stall_timeout,
             request_timeout=config.request_timeout,
+            failover_wait=config.failover_wait,
+            max_open_requests=config.max_open_requests,
             template_kwargs=frozenset(config.chat_template_kwargs),
             counter=self._counter(folder),
             estimator=self._estimators.setdefault(name, PromptEstimator()),
@@ -196,6 +198,8 @@ class Process:
         gc.collect()
         gc.freeze()  # what is here now stays: no collection needs to look at it again
         host, port = listener.getsockname()[:2]
+        if self._config.admin_key is not None:
+            log.warning("admin_key is set, but there is no admin API yet")
         log.info("serving", url=f"http://{host}:{port}", models=list(self._config.models), pid=os.getpid())
         try:
             await self._server.serve(sockets=[listener])
@@ -256,6 +260,8 @@ class Process:
             why = [str(fault) for fault in error.faults] or ["a change of engines or endpoints needs a restart"]
             log.error("reload failed; the old configuration stays", faults=why)
             return
+        if config.server != self._config.server:
+            log.warning("changes under server need a restart; all else is in force")
         gateway.policy = policy
         gateway.metrics.reloads["applied"] += 1
         log.info("reloaded", models=list(config.models), keys=len(config.keys))

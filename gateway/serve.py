@@ -10,6 +10,7 @@ import structlog
 from engines.types import Replica
 from gateway import errors
 from gateway.errors import Fault, GatewayError
+from gateway.failover import take_up
 from gateway.head import judge_head
 from gateway.policy import Gateway, Model
 from gateway.relay import ClientGone, Terms, relay
@@ -23,6 +24,7 @@ from gateway.wire.openai import decode, encode
 log = structlog.get_logger("penstock")
 
 MAX_ATTEMPTS = 3
+RETURN_POLL = 0.25  # seconds
 
 ReadBody = Callable[[], Awaitable[bytes | bytearray]]
 
@@ -43,6 +45,7 @@ async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -
         run.ready = time.monotonic()
         made = plan(call, run.caller, policy.models, run.ready)
         run.model = made.model
+        judge_load(made.model)
         run.lease = await run.admit(call, made.model)
         made.model.metrics.inflight += 1
         try:
@@ -64,37 +67,71 @@ async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -
 
 
 async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) -> None:
-    """Pick and attempt, until an answer is whole or can't be had. Free before the first byte, afterwards not at all."""
+    """Pick and attempt, until an answer is whole or can't be had. Free before the first byte, afterwards only by resuming."""
     model, terms = plan.model, run.terms(plan)
+    outcomes, failovers = model.metrics.attempts, model.metrics.failovers
     failure: GatewayError | None = None
-    while len(run.tried) < MAX_ATTEMPTS:
+    while len(run.tried) < MAX_ATTEMPTS + run.deaths:
         replica = pick(gateway.fleet.view.of(model.name), run.tried, gateway.client.open)
+        if replica is None and run.deaths and model.failover_wait:
+            replica = await returning(gateway, model)
         if replica is None:
             break
         run.tried.append(replica.id)
         try:
             await attempt(gateway, run, call, replica, terms)
         except Unreachable:
-            model.metrics.attempts["unreachable"] += 1
+            outcomes["unreachable"] += 1
         except GatewayError as error:
-            model.metrics.attempts[error.code or "error"] += 1
+            outcomes[error.code or "error"] += 1
             if isinstance(error, errors.EngineStalledError):
                 gateway.fleet.report_stall(replica.id)
-            if error.fault is not Fault.ENGINE or error.status == 504 or run.first_byte is not None:
+            if error.fault is not Fault.ENGINE or error.status == 504:
+                raise
+            if run.first_byte is not None and not run.resumable():
                 raise
             failure = error
         else:
-            model.metrics.attempts["ok"] += 1
+            outcomes["ok"] += 1
+            failovers["resumed"] += run.deaths
             return
         gateway.fleet.report_failure(replica.id)
+    failovers["failed"] += run.deaths > 0
     raise failure or errors.no_healthy_engine(model.name)
+
+
+def judge_load(model: Model) -> None:
+    """Raises `GatewayError` overloaded: a request that would wait too long is better off elsewhere."""
+    if model.max_open_requests is not None and model.metrics.inflight >= model.max_open_requests:
+        raise errors.overloaded(model.name)
+
+
+async def returning(gateway: Gateway, model: Model) -> Replica | None:
+    """A replica that is ready again (or at last), whichever it is; None if there is none within `failover_wait`."""
+    deadline = time.monotonic() + model.failover_wait
+    await asyncio.sleep(RETURN_POLL)  # what has just died may still look alive
+    while time.monotonic() < deadline:
+        replica = pick(gateway.fleet.view.of(model.name), (), gateway.client.open)
+        if replica is not None:
+            return replica
+        await asyncio.sleep(RETURN_POLL)
+    return None
 
 
 async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica, terms: Terms) -> None:
     """One replica. Returns when the answer is whole. Raises `Unreachable`, `GatewayError`, `ClientGone`."""
+    resumed = None
+    if run.deaths and terms.trail is not None:
+        call, resumed, rest = await take_up(gateway.client, replica, call, terms.trail)
+        if rest:
+            receiver = relay(call, replica.model, run.sink, terms, resumed)
+            run.take(receiver)
+            receiver.data(rest)
+            return await receiver.done
     body = encode(call, replica.served_name, with_ids=terms.trail is not None)
     for fresh in (False, True):
-        receiver = run.relay = relay(call, replica.model, run.sink, terms)
+        receiver = relay(call, replica.model, run.sink, terms, resumed)
+        run.take(receiver)
         connection = await gateway.client.send(replica, call.endpoint.engine_path, body, receiver, fresh=fresh)
         receiver.connection = connection
         gateway.ticker.relays.add(receiver)
@@ -104,7 +141,7 @@ async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica, term
             run.sink.watch(receiver)
             await receiver.done
             answered = True
-            return
+            return None
         except StaleConnectionError:
             continue  # the engine had closed it before it read the request
         finally:

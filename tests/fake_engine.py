@@ -1020,7 +1020,9 @@ class Replica:
 
     async def _answer(self, connection: "Connection", request: Request, progress: JSON) -> None:
         asked = self._record(request)
-        b = Behaviour.of(asked["fake"]) if "fake" in asked else self._script.popleft() if self._script else Behaviour()
+        # A gateway that takes up a stream asks what ids say; that is not the request that was scripted.
+        scripted = self._script.popleft() if self._script and request.path != "/detokenize" else Behaviour()
+        b = Behaviour.of(asked["fake"]) if "fake" in asked else scripted
         if b.accept_then_close:
             connection.cut(b.close)
             raise Gone
@@ -1085,7 +1087,9 @@ class Replica:
 
     def _plan(self, endpoint: Generation, model: str, asked: JSON, b: Behaviour) -> Answer:
         most = generation_limit(asked, endpoint.limit, self.settings.max_model_len)
-        prompts = [p if isinstance(p, list) else self._vocabulary.encode(p) for p in endpoint.prompts(asked)]
+        given = (asked.get("kv_transfer_params") or {}).get("prompt_token_ids")
+        asked_for = [given] if given is not None else endpoint.prompts(asked)
+        prompts = [p if isinstance(p, list) else self._vocabulary.encode(p) for p in asked_for]
         room = self.settings.max_model_len - max(map(len, prompts))
         if room < 1:
             count = self.settings.max_model_len + 1
@@ -1095,7 +1099,9 @@ class Replica:
                 f"input prompt. (parameter=input_tokens, value={count})"
             )
             raise Refusal(400, text, param="input_tokens")
-        words = b.tokens if b.tokens is not None else [f" t{i}" for i in range(most)]
+        words = b.tokens if b.tokens is not None else [f" t{i}" for i in range(most + len(prompts[0]))]
+        if isinstance(asked_for[0], list):
+            words = words[self._said_already(prompts[0], words) :]
         ended = b.tokens is not None and len(words) < min(most, room)
         words = words[: min(most, room)]
         size = b.ids_per_event
@@ -1105,6 +1111,11 @@ class Replica:
             pieces.append(("", [END_OF_TEXT]))
         finish: Literal["stop", "length"] | None = None if b.no_finish else "stop" if ended else "length"
         return Answer(model, asked, prompts, pieces, finish, b)
+
+    def _said_already(self, prompt: list[int], words: list[str]) -> int:
+        """How many of the answer's words a prompt of ids ends with: it goes on from there, as a greedy model would."""
+        ids = [self._vocabulary.id(word) for word in words]
+        return next((n for n in range(min(len(ids), len(prompt)), 0, -1) if prompt[-n:] == ids[:n]), 0)
 
     async def _begin(self, b: Behaviour) -> None:
         if b.hold:

@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "engines",
         ),
     ),
-    ("flow", ("gateway.policy", "gateway.relay", "gateway.run", "gateway.serve")),
+    ("flow", ("gateway.failover", "gateway.policy", "gateway.relay", "gateway.run", "gateway.serve")),
     ("doors", ("gateway.admin", "gateway.api", "gateway.edge")),
     (
         "root",
@@ -63,7 +63,7 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "gateway.usage.ledger": ("gateway.store",),
     "gateway.policy": ("gateway.relay",),
     "gateway.run": ("gateway.policy", "gateway.relay"),
-    "gateway.serve": ("gateway.policy", "gateway.relay", "gateway.run"),
+    "gateway.serve": ("gateway.failover", "gateway.policy", "gateway.relay", "gateway.run"),
     "gateway.app": ("gateway.runtime",),
     "gateway.runtime": ("gateway.app", "gateway.config.watch"),
     "gateway.cli": ("gateway.bench", "gateway.runtime"),

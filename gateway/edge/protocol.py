@@ -23,13 +23,14 @@ from gateway.policy import Gateway
 from gateway.relay import ClientGone
 from gateway.serve import serve
 from gateway.types import Endpoint
-from gateway.wire import errors as wire_errors
+from gateway.wire import errors as wire_errors, sse
 from gateway.wire.openai import ENDPOINTS
 
 MAX_HELD: Final = 256 * 1024  # bytes of pipelined requests that may wait
 MAX_DISCARDED: Final = 8 * 1024 * 1024  # bytes of a refused body that are read, so that the client hears why
 HIGH_WATER: Final = 256 * 1024  # bytes that may wait for a client before its engine is no longer read from
 WRITE_TIMEOUT: Final = 60.0  # seconds in which a client must take something of what waits for it
+ASK_AGAIN: Final = 0.3  # seconds
 LINGER: Final = 5.0  # seconds in which a refused client may read its answer
 GRACE_PER_BYTE: Final = 1 / 100_000  # seconds of body_timeout for each byte that has come
 FAST: Final[Mapping[bytes, Endpoint]] = {e.path.encode(): e for e in ENDPOINTS}
@@ -374,11 +375,19 @@ class EdgeProtocol(HttpToolsProtocol):
     # ---- what the event loop tells
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """The client has sent all it will. One that has left looks the same, and its engine must stop: so what it has
-        asked for is dropped, as nginx does it. An answer that is complete still goes out."""
-        if self.sink is not None and not self.sink.finished:
-            self.transport.abort()
-        return False
+        """The client has sent all it will. It may still read; whether it does, only writing tells."""
+        sink = self.sink
+        if sink is None or not sink.started or sink.finished:
+            return False
+        sink.close_after()
+        self._ask_whether_it_reads(sink)
+        return True
+
+    def _ask_whether_it_reads(self, sink: EdgeSink) -> None:
+        """A comment costs a reader nothing; to who is gone, the first one brings a reset and the next one an error."""
+        if self.sink is sink and not sink.finished and not sink.gone:
+            sink.write(sse.KEEP_ALIVE)
+            self.loop.call_later(ASK_AGAIN, self._ask_whether_it_reads, sink)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.sink is not None and not self.sink.finished:

@@ -64,10 +64,6 @@ def _media(parts: list[Any]) -> bool:
     return any(isinstance(part, dict) and part.get("type") not in ("text", "refusal") for part in parts)
 
 
-class InexactError(Exception):
-    """The stream can't be continued exactly; the message says why, for the log."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cut:
     """Where the first engine's answer is taken up again."""
@@ -75,11 +71,6 @@ class Cut:
     prompt_ids: list[int]
     ids: list[int]  # of the answer, those that are kept
     overlap: str  # text that was sent and that the kept ids do not cover: the next engine will say it again
-
-
-def ready(trail: Trail | None) -> bool:
-    """Whether the trail is whole."""
-    return trail is not None and not trail.broken and trail.prompt_ids is not None
 
 
 def fits(prompt_text: str, decoded: str, sent: str) -> str | None:
@@ -128,7 +119,6 @@ class ResumedMeter:
         self._head = head  # of the first engine's events: id, created, model …
         self._keep_usage = call.include_usage
         self._chat = call.endpoint.path == "/v1/chat/completions"
-        self._overlap = cut.overlap
         self._first = True
         self._held = b""
         self.complete = False
@@ -194,11 +184,11 @@ class ResumedMeter:
         if self._chat and holder.keys() - {"content", "role"}:
             return Verdict.NONSENSE  # a tool call, reasoning: a parser that began in the middle
         text = holder.get(field) or ""
-        self._trail.add(choice.get("token_ids") or [], text)
-        said = min(len(self._overlap), len(text))
-        if text[:said] != self._overlap[:said]:
+        overlap = self._trail.overlap
+        said = min(len(overlap), len(text))
+        if text[:said] != overlap[:said]:
             return Verdict.NONSENSE  # other text than was sent already
-        self._overlap = self._overlap[said:]
+        self._trail.add(choice.get("token_ids") or [], text)
         finish = choice.get("finish_reason")
         if text[said:] == "" and finish is None:
             return Verdict.DROP
@@ -224,15 +214,13 @@ class ResumedMeter:
         return b"data: " + orjson.dumps({**chunk, **self._head})
 
 
-def ending(call: Call, cut: Cut, head: Mapping[str, Any]) -> tuple[list[bytes], Usage]:
-    """The events that end a stream whose last token was the last one allowed, and what it used."""
-    path_is_chat = call.endpoint.path == "/v1/chat/completions"
-    said: dict[str, Any] = {"delta": {"content": ""}} if path_is_chat else {"text": ""}
+def ending(call: Call, cut: Cut, head: Mapping[str, Any]) -> bytes:
+    """What an engine would say that may not say another token: for a stream whose last token was the last one allowed."""
+    chat = call.endpoint.path == "/v1/chat/completions"
+    said: dict[str, Any] = {"delta": {"content": ""}} if chat else {"text": ""}
     last: dict[str, Any] = {"index": 0, **said, "logprobs": None, "finish_reason": "length", "stop_reason": None}
-    last |= {"token_ids": None} if path_is_chat else {"prompt_token_ids": None, "token_ids": None}
-    prompt, completion = len(cut.prompt_ids), len(cut.ids)
-    events = [b"data: " + orjson.dumps({**head, "choices": [last]})]
-    if call.include_usage:
-        usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
-        events.append(b"data: " + orjson.dumps({**head, "choices": [], "usage": usage}))
-    return events, Usage(prompt, completion)
+    last |= {"token_ids": None} if chat else {"prompt_token_ids": None, "token_ids": None}
+    counted = len(cut.prompt_ids) + len(cut.ids)
+    usage = {"prompt_tokens": counted, "total_tokens": counted, "completion_tokens": 0}
+    chunks = [{**head, "choices": [last]}, {**head, "choices": [], "usage": usage}]
+    return b"".join(sse.event(orjson.dumps(chunk)) for chunk in chunks) + sse.DONE_EVENT

@@ -250,6 +250,29 @@ class Pool:
             self.idle.pop().close()
 
 
+class _Collected:
+    """A receiver that waits for the whole answer."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+        self._status = 0
+        self._body = b""
+
+    def head(self, status: int, content_type: bytes) -> None:
+        self._status = status
+
+    def data(self, chunk: bytes) -> None:
+        self._body += chunk
+
+    def end(self) -> None:
+        if not self.done.done():
+            self.done.set_result((self._status, self._body))
+
+    def lost(self, why: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(why)
+
+
 class EngineClient:
     """Pools by engine: one for each address and key, so that a restarted engine gets a new one."""
 
@@ -280,6 +303,19 @@ class EngineClient:
         connection = await pool.acquire(fresh=fresh)
         connection.send(pool.request(path, body), receiver)
         return connection
+
+    async def ask(self, replica: Replica, path: str, body: bytes) -> tuple[int, bytes]:
+        """A small question of the gateway's own: status and whole answer. Raises `Unreachable`, `GatewayError`."""
+        for fresh in (False, True):
+            collected = _Collected()
+            connection = await self.send(replica, path, body, collected, fresh=fresh)
+            try:
+                return await collected.done
+            except StaleConnectionError:
+                continue
+            finally:
+                connection.release()
+        raise Unreachable("a fresh connection was closed at once")
 
     def sweep(self, now: float) -> None:
         """Closes what has been idle for too long, and forgets the pools of engines that are no more in use."""

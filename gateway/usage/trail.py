@@ -28,7 +28,19 @@ PLAIN_END: Final = b"]}]}"
 class Trail:
     """Kept while a stream runs. `broken` once something was seen that the ids do not tell: a tool call, reasoning."""
 
-    __slots__ = ("_end", "_first", "_plain", "_prefix", "_start", "_without", "broken", "ids", "pieces", "prompt_ids")
+    __slots__ = (
+        "_end",
+        "_first",
+        "_plain",
+        "_prefix",
+        "_start",
+        "_without",
+        "broken",
+        "ids",
+        "overlap",
+        "pieces",
+        "prompt_ids",
+    )
 
     def __init__(self, path: str) -> None:
         self._start, self._end = TEXT[path]
@@ -36,6 +48,7 @@ class Trail:
         self._without = self._plain[:-1] + b"null}]}"
         self._prefix = b"\n"  # what all of a stream's tokens begin with, up to the text; nothing begins with this
         self._first = b""
+        self.overlap = ""  # after a cut: text that was sent and that `ids` do not cover yet
         self.prompt_ids: list[int] | None = None
         self.ids: list[bytes] = []  # of each event, as JSON: b"1,2"
         self.pieces: list[bytes] = []  # of text, as in a JSON string
@@ -91,12 +104,14 @@ class Trail:
             self.ids.append(",".join(map(str, ids)).encode())
         if text:
             self.pieces.append(orjson.dumps(text)[1:-1])
+            self.overlap = self.overlap[len(text) :]
 
     def cut(self, ids: list[int], overlap: str) -> None:
         """Goes back to these ids of the answer, and to the text without `overlap`, its end."""
         text = self.text()
-        self.ids, self.pieces = [], []
+        self.ids, self.pieces, self.overlap = [], [], ""
         self.add(ids, text[: len(text) - len(overlap)])
+        self.overlap = overlap
 
     def head(self) -> dict[str, Any]:
         """What all of the stream's events have in common: id, object, created, model."""
@@ -104,13 +119,18 @@ class Trail:
         return {name: chunk[name] for name in ("id", "object", "created", "model") if name in chunk}
 
     @property
+    def whole(self) -> bool:
+        """Another engine could go on from here."""
+        return not self.broken and self.prompt_ids is not None
+
+    @property
     def tokens(self) -> int:
         """How many ids have come."""
         return sum(ids.count(b",") + 1 for ids in self.ids if ids)
 
     def text(self) -> str:
-        """The text that has come."""
-        return "".join(orjson.loads(b'"%b"' % piece) for piece in self.pieces)
+        """The text that has been sent."""
+        return "".join(orjson.loads(b'"%b"' % piece) for piece in self.pieces) + self.overlap
 
     def token_ids(self) -> list[int]:
         return [int(one) for ids in self.ids for one in ids.split(b",") if one]

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway import errors
-from gateway.errors import INVALID, SERVER, Fault, GatewayError
+from gateway.errors import INVALID, GatewayError
 from gateway.limits.base import Refused
 from gateway.types import Endpoint, Headers
 from gateway.wire import sse
@@ -70,7 +70,7 @@ def over_limit(refused: Refused) -> GatewayError:
     else:
         what = f"at most {refused.allowed} {refused.limit} per minute"
     for_good = refused.retry_after is None
-    hint = "This request is larger than the limit itself." if for_good else "Please try again later."
+    hint = "This prompt is larger than the limit itself." if for_good else "Please try again later."
     return GatewayError(
         429,
         "rate_limit_exceeded",
@@ -144,14 +144,7 @@ def from_engine(status: int, raw: bytes, endpoint: Endpoint, model: str) -> Gate
     """
     message, kind, param = _engine_error(raw)
     if status == 503:
-        return GatewayError(
-            503,
-            "overloaded",
-            f"The engines of the model '{model}' are overloaded. Please try again.",
-            type=SERVER,
-            fault=Fault.ENGINE,
-            retry_after=1,
-        )
+        return errors.overloaded(model)
     if status in (404, 405) and kind is None:
         return GatewayError(
             404,

@@ -40,7 +40,7 @@ def shape(answer: Answer) -> list[dict[str, Any]]:
     return [{k: v for k, v in chunk.items() if k not in ("id", "created")} for chunk in chunks]
 
 
-FATES = [{"cut_after": 5}, {"cut_between": 5}, {"error_event_after": 5}]
+FATES = [{"cut_after": 5}, {"cut_after": 5, "cut_between": True}, {"error_event_after": 5}]
 
 
 @pytest.mark.parametrize("fate", FATES, ids=lambda fate: next(iter(fate)))
@@ -82,13 +82,13 @@ async def test_a_bound_that_was_reached_is_an_end(engines: tuple[FakeEngine, Fak
     gateway = await pair(start, engines)
     body = chat_body(stream=True, max_tokens=4, temperature=0, stream_options={"include_usage": True})
     # The last token comes without its finish reason, and then the engine is gone.
-    await engines[0].script([{"tokens": TOKENS[:4], "no_finish": True, "cut_between": 4}])
+    await engines[0].script([{"no_finish": True, "cut_after": 4, "cut_between": True}])
     answer = await gateway.post("/v1/chat/completions", body)
     chunks = shape(answer)
-    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]) == "".join(TOKENS[:4])
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]) == " t0 t1 t2 t3"
     assert chunks[-2]["choices"][0]["finish_reason"] == "length"
     assert chunks[-1]["usage"]["completion_tokens"] == 4
-    assert (await engines[1].stats())["requests"] == 0
+    assert [seen["path"] for seen in (await engines[1].stats())["last"]] == ["/detokenize"] * 2
 
 
 async def test_two_deaths_in_one_stream(start: Start, engines: tuple[FakeEngine, FakeEngine]) -> None:
