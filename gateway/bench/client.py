@@ -386,8 +386,8 @@ class _Connection(asyncio.Protocol):
         self._at = now()
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._unreadable(f"not HTTP: {error}")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._unreadable(f"not HTTP/1.1: {error}")
             return
         if self._complete:
             self._ended()

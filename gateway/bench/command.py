@@ -232,9 +232,11 @@ def _write(result: "Report", json: str | None, html: Path | None, *, requests: b
             Path(json).write_bytes(data)
         if html is not None:
             html.write_text(as_html(result), encoding="utf-8")
-            console.print(f"\n   report: {html}", style="dim")
+            console.print(f"\n   report: {html}", style="dim", markup=False, soft_wrap=True)
     except OSError as error:
-        console.print(f"\n   cannot write {error.filename}: {error.strerror}", style="red")
+        console.print(
+            f"\n   cannot write {error.filename}: {error.strerror}", style="red", markup=False, soft_wrap=True
+        )
         raise typer.Exit(1) from None
 
 

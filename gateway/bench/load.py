@@ -233,7 +233,7 @@ class Lane:
 
     def sample(self, at: float) -> Sample:
         chunks = self.chunks + sum(len(exchange.reader.times) for exchange in self.client.running)
-        self.samples.append(Sample(at - self._start, chunks, len(self.client.running), self.ok, self.failed))
+        self.samples.append(Sample(max(at - self._start, 0.0), chunks, len(self.client.running), self.ok, self.failed))
         return self.samples[-1]
 
     @property
@@ -245,7 +245,7 @@ class Lane:
         """Of the run that is over, from 0 to 1."""
         if self._most is not None:
             return min(1.0, (self.ok + self.failed) / (self._most * self._turns))
-        return min(1.0, (now() - self._start) / (self._plan.duration or 1))
+        return min(max((now() - self._start) / (self._plan.duration or 1), 0.0), 1.0)
 
     def _arrive(self) -> None:
         at = now()
@@ -383,16 +383,20 @@ async def drive(
     loop = asyncio.get_running_loop()
     lag = Histogram()
     ticks = loop.create_task(_tick(lanes, lag, on_sample))
+    end = loop.create_task(_all_idle(lanes))
     loop.add_signal_handler(signal.SIGINT, _stop_all, lanes, "interrupted")
-    cpu, began = time.process_time(), now()
     try:
         with _no_collection():
+            cpu, began = time.process_time(), now()
             for i, lane in enumerate(lanes):
                 lane.start(began + i * _STAGGER)  # else one of two equal targets would always be read after the other
-            await asyncio.gather(*(lane.idle.wait() for lane in lanes))
+            await asyncio.wait([ticks, end], return_when=asyncio.FIRST_COMPLETED)
+            if ticks.done():  # by a fault, since it has no end
+                ticks.result()
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         ticks.cancel()
+        end.cancel()
     ended = now()
     cpu = (time.process_time() - cpu) / max(ended - began, 1e-9)
     for lane in lanes:
@@ -413,6 +417,11 @@ async def drive(
         health=Health(cpu, lag.spread()),
         stopped=next((lane.stopped for lane in lanes if lane.stopped), None),
     )
+
+
+async def _all_idle(lanes: Sequence[Lane]) -> None:
+    for lane in lanes:
+        await lane.idle.wait()
 
 
 def _stop_all(lanes: Sequence[Lane], why: str) -> None:

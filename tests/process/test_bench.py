@@ -1,6 +1,7 @@
 """`penstock bench` against engines in processes of their own: right counts, and a cause for every failure."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -13,11 +14,13 @@ from typing import Any
 
 import orjson
 import pytest
+from typer.testing import CliRunner
 
-from gateway.bench.client import Client, Exchange, Target
+from gateway.bench.client import Client, Exchange, Target, _Connection
 from gateway.bench.load import Body, Lane, Patience, Plan, Spec, bench
 from gateway.bench.prompts import Dataset, Item, Lengths, Synthetic
 from gateway.bench.results import Cause, Record, Run, Slo, Summary
+from gateway.cli import app
 from tests.fake_engine import FakeEngine
 
 JSON = dict[str, Any]
@@ -27,6 +30,7 @@ class Quiet:
     """A watcher that counts how often it was shown something."""
 
     def __init__(self) -> None:
+        self.over = asyncio.Event()  # the time or number of requests of the run is used up
         self.labels: list[str] = []
         self.looks = 0
 
@@ -36,6 +40,8 @@ class Quiet:
     def look(self, lanes: Sequence[Lane]) -> None:
         assert all(0 <= lane.share <= 1 for lane in lanes)
         self.looks += 1
+        if all(lane.share == 1 for lane in lanes):
+            self.over.set()
 
 
 def spec(
@@ -116,8 +122,14 @@ async def test_without_usage_tokens_are_chunks_and_it_says_so() -> None:
         ({"error_first": True}, Cause.ERROR_EVENT, "EngineCore"),
         ({"garbage": True}, Cause.MALFORMED, "not a chunk"),
         ({"raw": "220 mail.example ESMTP\r\n"}, Cause.MALFORMED, "not HTTP"),
+        (
+            {"raw": "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"},
+            Cause.MALFORMED,
+            "not HTTP",
+        ),
+        ({"status": 500, "body": "x" * 200_000}, Cause.SERVER_ERROR, "HTTP 500: xxx"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:70],
 )
 async def test_failures_by_cause(fake: JSON, cause: Cause, said: str) -> None:
     async with FakeEngine() as engine:
@@ -176,12 +188,37 @@ async def test_connections_are_kept_and_a_stale_one_is_replaced() -> None:
         assert (await engine.stats())["connections"] <= 2 + 2  # the two of the test, and those that control the engine
 
 
+class Wire(asyncio.Transport):
+    """A transport that leads nowhere."""
+
+    aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+
 @asynccontextmanager
 async def tcp_server(answer: Any, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
     """`answer(reader, writer)` is the whole server."""
-    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await answer(reader, writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+    finally:
+        for writer in writers:
+            writer.transport.abort()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await asyncio.gather(*(writer.wait_closed() for writer in writers))
 
 
 EVENTS = (
@@ -241,6 +278,44 @@ async def test_ways_to_end_an_answer(reply: bytes) -> None:
 
     async with tcp_server(answer) as port:
         assert [(e.cause, e.reader.usage) for e in await one_after_the_other(port, 2)] == [(None, (3, 1))] * 2
+
+
+async def test_bytes_that_nobody_asked_for_end_a_connection() -> None:
+    client, wire = Client(Target.parse(dead_url(), "chat/completions", None), 20), Wire()
+    connection = _Connection(client)
+    connection.connection_made(wire)
+    connection.data_received(WHOLE)
+    assert wire.is_closing()
+    connection.connection_lost(None)
+    client.close()
+
+
+async def test_a_connection_that_is_closing_takes_no_request() -> None:
+    client, wire = Client(Target.parse(dead_url(), "chat/completions", None), 20), Wire()
+    connection = _Connection(client)
+    connection.connection_made(wire)
+    client.idle(connection)
+    wire.abort()
+    end: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
+    client.send(Exchange(b"{}", end.set_result, due=0))
+    assert (await end).cause is Cause.REFUSED  # by the address: a new connection was tried
+
+
+async def test_a_server_that_never_shakes_hands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.bench.client._CONNECT_TIMEOUT", 0.1)
+
+    async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with tcp_server(silent) as port:
+        (run,) = await bench(spec(f"https://127.0.0.1:{port}"), Quiet())
+    assert causes(run).keys() == {Cause.UNREACHABLE}
+    assert run.targets[0].summary.failures[0].detail.endswith("no TLS connection within 0.1 s")
+
+
+async def test_a_host_that_does_not_exist() -> None:
+    (run,) = await bench(spec(f"http://{'a' * 70}.invalid", plans=[Plan(concurrency=1, requests=1)]), Quiet())
+    assert causes(run) == {Cause.UNREACHABLE: 1}
 
 
 # Of a self-signed certificate for 127.0.0.1; protects nothing.
@@ -345,11 +420,55 @@ async def test_two_targets_get_the_same_requests() -> None:
 
 
 async def test_half_a_comparison_is_none() -> None:
-    async with FakeEngine() as engine, FakeEngine() as dead:
-        dead.kill()
-        (run,) = await bench(spec(engine.url, dead.url, plans=[Plan(concurrency=2, duration=600)]), Quiet())
+    async with FakeEngine() as engine:
+        (run,) = await bench(spec(engine.url, dead_url(), plans=[Plan(concurrency=2, duration=600)]), Quiet())
     assert run.stopped == "every request so far failed: connection refused"
     assert causes(run, 1) == {Cause.REFUSED: 1}
+
+
+async def test_a_fault_of_the_watcher_is_no_hang() -> None:
+    class Faulty(Quiet):
+        def look(self, lanes: Sequence[Lane]) -> None:
+            raise ZeroDivisionError
+
+    async with FakeEngine() as engine:
+        with pytest.raises(ZeroDivisionError):
+            await bench(spec(engine.url, plans=[Plan(concurrency=2, duration=600)]), Faulty())
+
+
+async def test_a_warm_up_that_fails_is_what_is_shown() -> None:
+    async with FakeEngine() as engine:
+        await engine.script([{"status": 503}] * 3)
+        (run,) = await bench(spec(engine.url, warmup=3), Quiet())
+        assert (run.label, causes(run)) == ("warm-up", {Cause.UNAVAILABLE: 3})
+        await engine.script([{"status": 503}] * 2)
+        source = Synthetic(Lengths.parse("9"), Lengths.parse("1"))
+        (run,) = await bench(spec(engine.url, source=source), Quiet())
+        assert (run.label, causes(run)) == ("calibration", {Cause.UNAVAILABLE: 2})
+
+
+async def test_a_sweep_stops_where_it_had_to() -> None:
+    async with FakeEngine(api_key="right") as engine:
+        plans = [Plan(concurrency=1, requests=1), Plan(concurrency=1, requests=2)]
+        assert len(await bench(spec(engine.url, key="wrong", plans=plans), Quiet())) == 1
+
+
+async def test_the_clock_ends_a_conversation_between_two_turns() -> None:
+    source = Synthetic(Lengths.parse("5"), Lengths.parse("2"), turns=2)
+    async with FakeEngine() as engine:
+        await engine.script([{}, {}, {"hold": True}])
+        watcher = Quiet()
+        test = asyncio.create_task(
+            bench(spec(engine.url, source=source, plans=[Plan(rate=100, duration=0.3)]), watcher)
+        )
+        await engine.until(holding=1)
+        await watcher.over.wait()
+        await engine.release()
+        (run,) = await test
+    turns = {(record.conversation, record.turn) for record in run.targets[0].records}
+    held = min(conversation for conversation, turn in turns if (conversation, 1) not in turns)
+    assert (held, 0) in turns
+    assert run.targets[0].summary.failed == 0
 
 
 async def test_a_sweep_goes_on_with_new_prompts() -> None:
@@ -364,11 +483,16 @@ async def test_a_sweep_goes_on_with_new_prompts() -> None:
 
 async def test_a_duration_ends_a_closed_loop_and_lets_what_runs_finish() -> None:
     async with FakeEngine() as engine:
-        (run,) = await bench(spec(engine.url, plans=[Plan(concurrency=40, duration=0.2)]), Quiet())
-        stats = await engine.stats()
+        await engine.script([{"hold_after": 1}] * 40)
+        watcher = Quiet()
+        test = asyncio.create_task(bench(spec(engine.url, plans=[Plan(concurrency=40, duration=1)]), watcher))
+        await engine.until(holding=40)
+        await watcher.over.wait()
+        await engine.release()
+        (run,) = await test
+        assert (await engine.stats())["requests"] == 40
     found = run.targets[0].summary
-    assert found.ok == stats["requests"] >= 40
-    assert (found.failed, found.abandoned, run.stopped) == (0, 0, None)
+    assert (found.ok, found.failed, found.abandoned, run.stopped) == (40, 0, 0, None)
 
 
 # ---- the command
@@ -470,15 +594,35 @@ async def test_an_interrupt_shows_what_there_is() -> None:
         (["--url", "http://x", "--rate", "0"], "--rate"),
     ],
 )
-async def test_wrong_options_are_exit_code_2(words: list[str], said: str) -> None:
-    code, _, err = await penstock(*words)
-    assert code == 2
-    assert said in " ".join(err.replace("│", " ").split())
+def test_wrong_options_are_exit_code_2(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "--model", "tiny", *words])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
 
 
-async def test_a_report_that_cannot_be_written_is_told() -> None:
-    async with FakeEngine() as engine:
-        code, out, _ = await penstock("--url", engine.url, "--requests", "1", "--json", "/no/such/folder/x")
-    assert code == 1
-    assert "cannot write /no/such/folder/x" in out
-    assert "1 ok" in out
+def test_reports_are_written_whatever_came_of_it(tmp_path: Path) -> None:
+    json_file, html_file = tmp_path / "json", tmp_path / "html"
+    words = [
+        "--url",
+        dead_url(),
+        "--compare",
+        dead_url(),
+        "--json",
+        str(json_file),
+        "--html",
+        str(html_file),
+        "--rate",
+        "9",
+    ]
+    result = CliRunner().invoke(app, ["bench", "--model", "tiny", "--prompt-tokens", "4..5", *words])
+    assert result.exit_code == 1
+    assert orjson.loads(json_file.read_bytes())["runs"][0]["targets"][0]["summary"]["failures"][0]["requests"] == 1
+    assert "connection refused" in html_file.read_text()
+
+
+def test_a_report_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "such" / "folder"
+    result = CliRunner().invoke(app, ["bench", "--model", "tiny", "--url", dead_url(), "--json", str(path)])
+    assert result.exit_code == 1
+    assert "connection refused" in result.output
+    assert "No such file or directory" in result.output

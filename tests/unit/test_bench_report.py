@@ -116,6 +116,29 @@ def test_a_comparison_has_ratios_and_a_sweep_a_line_for_each_run() -> None:
     assert "rate 2/s *" in said
 
 
+class Going:
+    """As much of a lane as progress is shown of."""
+
+    def __init__(self, share: float, *samples: Sample) -> None:
+        self.share = share
+        self.samples = samples
+
+
+def test_progress_shows_the_current_speed() -> None:
+    console = Console(file=io.StringIO(), width=100, highlight=False, force_terminal=True, color_system=None)
+    lanes: Any = [Going(0.25, Sample(1, 100, 3, 5, 0)), Going(0.5, Sample(1, 100, 4, 6, 2))]
+    with shown.Live(console, runs=2) as live:
+        live.begin("warm-up")
+        live.look(lanes)
+        live.begin("rate 4/s")
+        live.look(lanes)
+        live.look([Going(1, Sample(3, 1000, 3, 5, 0))])  # type: ignore[list-item]
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    for part in ("warm-up", "rate 4/s (1 of 2)", "200 tok/s", "400 tok/s", "7 running", "11 ok", "2 failed"):
+        assert part in said
+
+
 def test_json_is_complete_and_holds_requests_on_demand() -> None:
     whole = orjson.loads(shown.as_json(REPORTS["two"]))
     assert whole["schema"] == shown.SCHEMA
