@@ -50,7 +50,7 @@ def oversized(head: bytes) -> GatewayError:
 def request_line(head: bytes) -> GatewayError | None:
     """Judges the request line of a complete head, before the parser sees it."""
     line = head[: head.index(b"\n")]
-    if len(line) > MAX_URL + 64:
+    if len(line) > MAX_URL + 64 and b" " in line[:32]:
         return uri_too_long()
     if not REQUEST_LINE.match(line):
         return bad("Malformed request line: expected 'METHOD /path HTTP/1.1'.")

@@ -79,7 +79,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._came = 0  # bytes of the body that have come
         self._body = bytearray()
         self._refusal: GatewayError | None = None
-        self._too_large = False
+        self._fault: GatewayError | None = None  # what is wrong with the body
         self._discard = False  # the answer is out, the rest of the body is not wanted
         self._whole: asyncio.Future[None] | None = None  # the body is all there
         self._parsed = False  # the parser has seen the end of the message
@@ -149,7 +149,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._left = self._came = self._trailer = 0
         self._chunked = False
         self._body = bytearray()
-        self._parsed = self._too_large = self._discard = False
+        self._fault = None
+        self._parsed = self._discard = False
         if not self._feed(guard.without_upgrade(head)):
             return b""
         if self._refusal is not None:
@@ -192,6 +193,8 @@ class EdgeProtocol(HttpToolsProtocol):
             if end < 0:
                 break
             line, at = at, end + 2
+            if at - line > guard.MAX_LINE:
+                return -1
             if self._trailer:
                 self._trailer += at - line
                 if line == end:
@@ -220,6 +223,10 @@ class EdgeProtocol(HttpToolsProtocol):
             self._next()
             return
         self.stage = Stage.ANSWER
+        self._wake()
+
+    def _wake(self) -> None:
+        """No more of the body is to be waited for."""
         if self._whole is not None and not self._whole.done():
             self._whole.set_result(None)
 
@@ -248,6 +255,9 @@ class EdgeProtocol(HttpToolsProtocol):
         self.expect_100_continue = b"expect" in fields
         endpoint = FAST.get(self.url)
         if endpoint is None or self.parser.get_method() != b"POST":
+            if self.parser.get_method() == b"CONNECT":
+                self._refusal = guard.no_connect()
+                return
             url, found, expected = self.url, self.headers, self.expect_100_continue
             super().on_message_begin()
             self.url, self.headers[:], self.expect_100_continue = url, found, expected
@@ -262,11 +272,10 @@ class EdgeProtocol(HttpToolsProtocol):
         elif self._discard:
             if self._came > MAX_DISCARDED:
                 self._close_gently()
+        elif self._fault is not None:
+            return
         elif self._came > self.gateway.policy.max_body_bytes:
-            self._too_large = True
-            self._body = bytearray()
-            if self._whole is not None and not self._whole.done():
-                self._whole.set_result(None)
+            self._refuse(too_large(self.gateway.policy.max_body_bytes))
         else:
             self._body += body
 
@@ -296,7 +305,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """The body, when it is all there. Raises `GatewayError`, `ClientGone`."""
         sink = self.sink
         assert sink is not None
-        if self.stage is Stage.BODY and not self._too_large:
+        if self.stage is Stage.BODY:
             if self.expect_100_continue:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.since = time.monotonic()
@@ -304,8 +313,8 @@ class EdgeProtocol(HttpToolsProtocol):
             await self._whole
         if sink.gone:
             raise ClientGone
-        if self._too_large:
-            raise too_large(self.gateway.policy.max_body_bytes)
+        if self._fault is not None:
+            raise self._fault
         body, self._body = self._body, bytearray()
         return body
 
@@ -316,7 +325,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if sink is None or sink.gone or self.transport.is_closing():
             return
         if not sink.keep_alive:
-            self._close_gently() if self.stage is Stage.BODY else self.transport.close()
+            self.transport.close() if self.stage is Stage.ANSWER else self._close_gently()
         elif self.stage is Stage.BODY:
             self._discard = True
             self.since = time.monotonic()
@@ -350,9 +359,18 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: GatewayError) -> None:
         """Answers what HTTP still can, and closes. Into a running answer nothing is written."""
-        answering = self.sink is not None and not self.sink.finished
+        sink = self.sink
         cycle: RequestResponseCycle | None = self.cycle
-        if answering or (cycle is not None and not cycle.response_complete):
+        if sink is not None and not sink.started:  # then the request's own answer says what is wrong with its body
+            self.stage, self._held, self._body = Stage.CLOSING, b"", bytearray()
+            self._fault = error
+            sink.close_after()
+            self._wake()
+            return
+        if sink is not None and sink.finished:
+            self._close_gently()
+            return
+        if sink is not None or (cycle is not None and not cycle.response_complete):
             self.transport.abort()
             return
         body = wire_errors.body(error)
@@ -392,8 +410,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.sink is not None and not self.sink.finished:
             self.sink.client_left()
-            if self._whole is not None and not self._whole.done():
-                self._whole.set_result(None)
+            self._wake()
         self.stage = Stage.CLOSING
         super().connection_lost(exc)
 
@@ -437,14 +454,7 @@ class EdgeProtocol(HttpToolsProtocol):
             elif waited > self.timeouts.header:
                 self._refuse(GatewayError(408, "request_timeout", "The request's headers took too long to come."))
         elif self.stage is Stage.BODY and waited > self.timeouts.body + self._came * GRACE_PER_BYTE:
-            if self.sink is not None and not self.sink.started:
-                self.sink.close_after()
-                if self._whole is not None and not self._whole.done():
-                    self._whole.set_exception(
-                        GatewayError(408, "request_timeout", "The request's body took too long to come.")
-                    )
-            else:
-                self.transport.abort()
+            self._refuse(GatewayError(408, "request_timeout", "The request's body took too long to come."))
 
 
 def _could_be_http(data: bytes) -> bool:

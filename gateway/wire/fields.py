@@ -1,7 +1,9 @@
 """OpenAI's requests, field by field: what each may hold. Tables of rules, and the rules that only one field has."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
 
 import orjson
 
@@ -34,14 +36,45 @@ MAX_TOKEN_ID: Final = 10_000_000
 MAX_TEXT: Final = 32 * 1024 * 1024
 MAX_DATA_URL: Final = 20 * 1024 * 1024
 MAX_MEDIA_PARTS: Final = 64
-DATA_URLS: Final = {
-    "image_url": ("data:image/",),
-    "video_url": ("data:video/",),
-    "audio_url": ("data:audio/",),
-}
+MAX_PIXELS: Final = 100_000_000  # of one picture; decoded it takes three bytes for each
+MAX_FRAMES: Final = 256  # of a video that is a list of pictures
+DATA_URLS: Final = {"image_url": "data:image/", "video_url": "data:video/", "audio_url": "data:audio/"}
 
 
 # ---- messages
+
+
+def _no_address(where: str, allowed: str) -> NoReturn:
+    """No address is opened for a client, by us or by the engine (SSRF: CVE-2025-6242, CVE-2026-24779)."""
+    raise GatewayError(
+        400,
+        "invalid_image_url",
+        f"Invalid '{where}': only {allowed}… URLs are accepted; send the content itself, base64-encoded.",
+        param="messages" if where.startswith("messages") else where.partition("[")[0],
+    )
+
+
+def _data_url(url: object, where: str, allowed: str) -> None:
+    if not isinstance(url, str):
+        wrong_type(url, where, "a string")
+    if not url.startswith(allowed):
+        _no_address(where, allowed)
+    field = where.partition("[")[0]
+    if len(url) > MAX_DATA_URL:
+        too_long(field, MAX_DATA_URL, len(url))
+    if url.startswith("data:image/png") and _png_pixels(url) > MAX_PIXELS:
+        invalid(field, f"the picture at '{where}' is too large: at most {MAX_PIXELS} pixels are accepted.")
+    if url.startswith("data:video/jpeg") and url.count(",") > MAX_FRAMES:
+        invalid(field, f"the video at '{where}' is too long: at most {MAX_FRAMES} frames are accepted.")
+
+
+def _png_pixels(url: str) -> int:
+    """What a PNG's head says of its size: a few bytes can ask for gigabytes."""
+    try:
+        head = base64.b64decode(url.partition(",")[2][:32])
+    except (binascii.Error, ValueError):
+        return 0
+    return int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
 
 
 def _media(part: Mapping[str, Any], kind: str, path: str) -> None:
@@ -52,18 +85,7 @@ def _media(part: Mapping[str, Any], kind: str, path: str) -> None:
     url = holder.get("url") if isinstance(holder, dict) else holder
     if url is None:
         missing(where)
-    if not isinstance(url, str):
-        wrong_type(url, where, "a string")
-    if not url.startswith(DATA_URLS[kind]):
-        # No address is opened for a client, by us or by the engine (SSRF: CVE-2025-6242, CVE-2026-24779).
-        raise GatewayError(
-            400,
-            "invalid_image_url",
-            f"Invalid '{where}': only {DATA_URLS[kind][0]}… URLs are accepted; send the content itself, base64-encoded.",
-            param="messages",
-        )
-    if len(url) > MAX_DATA_URL:
-        too_long("messages", MAX_DATA_URL, len(url))
+    _data_url(url, where, DATA_URLS[kind])
 
 
 def _part(part: object, path: str) -> bool:
@@ -88,15 +110,10 @@ def _part(part: object, path: str) -> bool:
     if kind in DATA_URLS:
         _media(part, kind, path)
         return True
-    if kind in ("input_audio", "file", "input_image"):
-        source = part.get("image_url")
-        if isinstance(source, str) and not source.startswith("data:image/"):
-            raise GatewayError(
-                400,
-                "invalid_image_url",
-                f"Invalid '{path}.image_url': only data:image/… URLs are accepted; send the content itself, base64-encoded.",
-                param="messages",
-            )
+    if kind == "input_image":
+        _data_url(part.get("image_url"), f"{path}.image_url", DATA_URLS["image_url"])
+        return True
+    if kind in ("input_audio", "file"):
         return True
     invalid(
         f"{path}.type",
@@ -104,7 +121,34 @@ def _part(part: object, path: str) -> bool:
     )
 
 
-def _message(message: object, path: str) -> None:
+def _anthropic_part(part: object, path: str) -> bool:
+    """The same for a content block of Anthropic's Messages."""
+    if not isinstance(part, dict):
+        wrong_type(part, path, "an object")
+    kind = part.get("type")
+    if kind in ("image", "document"):
+        source = part.get("source")
+        if not isinstance(source, dict):
+            wrong_type(source, f"{path}.source", "an object")
+        if source.get("type") == "url" or "url" in source:
+            _no_address(f"{path}.source", "data:")
+        return True
+    if kind == "tool_result":
+        content = part.get("content")
+        if not isinstance(content, list):
+            return False
+        return sum(_anthropic_part(inner, f"{path}.content[{i}]") for i, inner in enumerate(content)) > 0
+    if kind in ("tool_use", "thinking", "redacted_thinking", "tool_reference"):
+        return False
+    if kind is not None and kind != "text":
+        invalid(
+            f"{path}.type",
+            f"expected one of 'text', 'image', 'document', 'tool_use', 'tool_result', but got '{shown(kind)}' instead.",
+        )
+    return _part(part, path)
+
+
+def _message(message: object, path: str, part_rule: Callable[[object, str], bool] = _part) -> None:
     if not isinstance(message, dict):
         wrong_type(message, path, "an object")
     role = message.get("role")
@@ -123,11 +167,15 @@ def _message(message: object, path: str) -> None:
     elif isinstance(content, list):
         media = 0
         for i, part in enumerate(content):
-            media += _part(part, f"{path}.content[{i}]")
+            media += part_rule(part, f"{path}.content[{i}]")
         if media > MAX_MEDIA_PARTS:
             bounded(content, f"{path}.content", MAX_MEDIA_PARTS)
     else:
         wrong_type(content, f"{path}.content", "a string or an array of content parts")
+
+
+def _anthropic_message(message: object, path: str) -> None:
+    _message(message, path, _anthropic_part)
 
 
 _messages: Final = array(_message, 100_000, minimum=1, null=False)
@@ -319,13 +367,23 @@ def _input(value: object, path: str) -> None:
     _prompt(value, path)
 
 
-def _documents(value: object, path: str) -> None:
-    either(
-        "an array of strings or objects",
-        list=array(None, MAX_PROMPTS, minimum=1),
-        dict=mapping({}),
-        str=string(MAX_TEXT),
-    )(value, path)
+def _content(value: object, path: str) -> None:
+    """A text, or an object whose `content` holds parts as a message does: what pooling models compare."""
+    if not isinstance(value, dict | str | list):
+        wrong_type(value, path, "a string or an object")
+    parts = value.get("content") if isinstance(value, dict) else value
+    if isinstance(parts, list):
+        for i, part in enumerate(parts):
+            if isinstance(part, dict):  # else it is a text or a token's id
+                _part(part, f"{path}.content[{i}]")
+
+
+_documents: Final = either(
+    "an array of strings or objects",
+    list=array(_content, MAX_PROMPTS, minimum=1),
+    dict=_content,
+    str=string(MAX_TEXT),
+)
 
 
 def _responses_input(value: object, path: str) -> None:
@@ -338,10 +396,21 @@ def _responses_input(value: object, path: str) -> None:
     for i, item in enumerate(value):
         if not isinstance(item, dict):
             wrong_type(item, f"{path}[{i}]", "an object")
-        content = item.get("content")
-        if isinstance(content, list):
-            for j, part in enumerate(content):
-                _part(part, f"{path}[{i}].content[{j}]")
+        for field in ("content", "output"):  # of a message, of a function call
+            parts = item.get(field)
+            if isinstance(parts, list):
+                for j, part in enumerate(parts):
+                    _responses_part(part, f"{path}[{i}].{field}[{j}]")
+
+
+def _responses_part(part: object, path: str) -> None:
+    if isinstance(part, dict) and part.get("type") in ("reasoning_text", "summary_text"):
+        return
+    if isinstance(part, dict) and part.get("type") == "input_file":
+        if part.get("file_url") is not None:
+            _data_url(part["file_url"], f"{path}.file_url", "data:")
+        return
+    _part(part, path)
 
 
 def _no_stored_response(value: object, path: str) -> None:
@@ -477,11 +546,11 @@ _POOLING: Final[Mapping[str, Rule]] = {
 EMBEDDINGS: Final[Mapping[str, Rule]] = {**_POOLING, **_CHAT_TEMPLATE, "input": _input, "messages": _messages}
 RERANK: Final[Mapping[str, Rule]] = {
     **_POOLING,
-    "query": either("a string or an object", str=string(MAX_TEXT), dict=mapping({})),
+    "query": either("a string or an object", str=string(MAX_TEXT), dict=_content),
     "documents": _documents,
 }
 _texts: Final = either(
-    "a string, an array or an object", str=string(MAX_TEXT), list=array(None, MAX_PROMPTS, minimum=1), dict=mapping({})
+    "a string, an array or an object", str=string(MAX_TEXT), list=array(_content, MAX_PROMPTS, minimum=1), dict=_content
 )
 SCORE: Final[Mapping[str, Rule]] = {
     **_POOLING,
@@ -505,7 +574,7 @@ RESPONSES: Final[Mapping[str, Rule]] = {
 
 MESSAGES: Final[Mapping[str, Rule]] = {
     **_COMMON,
-    "messages": _messages,
+    "messages": array(_anthropic_message, 100_000, minimum=1, null=False),
     "system": either("a string or an array", str=string(MAX_TEXT), list=array(mapping({}, null=False), 1024)),
     "max_tokens": integer(1, MAX_TOKENS),
     "temperature": decimal(0, 2),
