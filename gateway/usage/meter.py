@@ -108,7 +108,7 @@ class OpenAIMeter:
             self.forward = plain
             self._events += 1
             return Verdict.TOKEN
-        if not event.startswith(b"data: "):
+        if b"\n" in event or not event.startswith(b"data: "):
             data = sse.payload(event)
             if data is None:
                 return Verdict.DROP
@@ -116,11 +116,14 @@ class OpenAIMeter:
         if b'"usage":{' in event:
             return self._with_usage(event)
         finishes = b'"finish_reason":"' in event
-        if not finishes and b'"choices":[{' not in event:
+        if (not finishes and b'"choices":[{' not in event) or b"\n" in event or not event.endswith(b"}"):
             return self._unusual(event)
         if trail is not None:
             if trail.prompt_ids is None and not trail.broken:
-                event = trail.first(event)
+                try:
+                    event = trail.first(event)
+                except ValueError:
+                    return Verdict.NONSENSE
             else:
                 event = trail.note(event)
                 if not finishes and b'"delta":{}' in event:
@@ -176,7 +179,11 @@ class OpenAIMeter:
             return Verdict.NONSENSE
         if not isinstance(chunk, dict):
             return Verdict.NONSENSE
-        return Verdict.ERROR if "error" in chunk else Verdict.OTHER
+        if "error" in chunk:
+            return Verdict.ERROR
+        # Another engine may write blanks between its words, and line ends: then it is read as vLLM would have written it.
+        compact = b"data: " + orjson.dumps(chunk)
+        return Verdict.OTHER if compact == event else self.read(compact)
 
 
 class NamedEventMeter:

@@ -87,13 +87,14 @@ class Trail:
         if at < 0:
             self.broken = True
             return event
-        end = event.index(b"]", at)
+        end = event.find(b"]", at)
         self.ids.append(event[at + 13 : end])
         start = event.find(self._start)
-        if start >= 0:
+        stop = event.find(self._end, start)
+        if 0 <= start < stop:
             start += len(self._start)
             self._prefix = event[:start]
-            self.pieces.append(event[start : event.index(self._end, start)])
+            self.pieces.append(event[start:stop])
         elif b'"delta":{}' not in event:
             self.broken = True
         return event[:at] + NO_IDS + event[end + 1 :]
