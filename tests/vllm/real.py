@@ -19,13 +19,14 @@ QUESTION = "What is the capital of France?"
 _MODELS = f"{ROOT}/.models"
 _PYTHON = f"{ROOT}/.venv-engine/bin/python"
 
+# Without enable-prompt-tokens-details vLLM does not say how many tokens of a prompt it had in its cache.
 CHAT = f"""\
   smollm2:
     aliases: [default]
     engine:
       model: {_MODELS}/SmolLM2-135M-Instruct
       python: {_PYTHON}
-      args: {{dtype: float32, max-model-len: 2048, enforce-eager: true}}
+      args: {{dtype: float32, max-model-len: 2048, enforce-eager: true, enable-prompt-tokens-details: true}}
       env: {{VLLM_CPU_KVCACHE_SPACE: "1"}}
 """
 

@@ -338,7 +338,8 @@ async def test_streamed_text_is_the_whole_text(penstock: Penstock) -> None:
         *chunks, last = chunks_of(streamed)
         assert last["choices"] == []
         [expected] = whole.json["choices"]
-        assert last["usage"].items() <= whole.json["usage"].items()
+        for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
+            assert last["usage"][count] == whole.json["usage"][count]
         choices = [chunk["choices"][0] for chunk in chunks]
         assert all(chunk.get("usage") is None for chunk in chunks)
         text = "".join(c["text"] if "text" in c else c["delta"].get("content") or "" for c in choices)
@@ -408,6 +409,7 @@ async def test_prefix_cache_and_paged_kv_cache(penstock: Penstock) -> None:
         usage = await penstock.metric("penstock_engine_kv_cache_usage", model="smollm2", replica="smollm2/0")
         return 0 < usage < 1
 
+    cached = await penstock.metric("penstock_tokens_total", model="smollm2", kind="cached")
     async with asking(penstock, chat(story, max_tokens=500, ignore_eos=True, stream=True)):
         await until(cache_in_use)
         twice = await engine_metrics(penstock)
@@ -415,6 +417,10 @@ async def test_prefix_cache_and_paged_kv_cache(penstock: Penstock) -> None:
     hits = twice["vllm:prefix_cache_hits_total"] - once["vllm:prefix_cache_hits_total"]
     assert hits > 0.8 * prompt  # all whole blocks of 128 tokens
     await until_idle(penstock)
+
+    again = await penstock.post("/v1/chat/completions", chat(story, max_tokens=1))
+    assert again.json["usage"]["prompt_tokens_details"]["cached_tokens"] == hits
+    assert await penstock.metric("penstock_tokens_total", model="smollm2", kind="cached") == cached + hits
 
 
 @asynccontextmanager
