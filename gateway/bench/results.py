@@ -273,7 +273,8 @@ class Health(NamedTuple):
         if self.cpu > MAX_CPU:
             return f"it used {self.cpu:.0%} of its core"
         if self.lag.p99 > MAX_LAG:
-            return f"its event loop woke {self.lag.p99 * 1e3:.0f} ms late (p99)"
+            other = f", while it used {self.cpu:.0%} of a core: is the machine busy with other work?"
+            return f"its event loop woke {self.lag.p99 * 1e3:.0f} ms late (p99)" + (other if self.cpu < 0.5 else "")
         return None
 
 
