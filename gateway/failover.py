@@ -52,7 +52,7 @@ async def find_cut(client: EngineClient, replica: Replica, trail: Trail) -> Cut:
         for kept in range(len(ids), max(0, len(ids) - MAX_ROLL_BACK) - 1, -1):
             overlap = fits(prompt_text, await decode(context + ids[:kept]), sent)
             if overlap is not None:
-                return Cut(prompt_ids, ids[:kept], overlap)
+                return Cut(prompt_ids, ids[:kept], overlap, len(ids) - kept)
     except (TimeoutError, orjson.JSONDecodeError, KeyError):
         pass
     raise errors.engine_failed()

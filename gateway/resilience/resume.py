@@ -71,6 +71,7 @@ class Cut:
     prompt_ids: list[int]
     ids: list[int]  # of the answer, those that are kept
     overlap: str  # text that was sent and that the kept ids do not cover: the next engine will say it again
+    again: int = 0  # ids that were sent and are not kept: the next engine will make them again
 
 
 def fits(prompt_text: str, decoded: str, sent: str) -> str | None:
@@ -119,6 +120,7 @@ class ResumedMeter:
         self._head = head  # of the first engine's events: id, created, model …
         self._keep_usage = call.include_usage
         self._chat = call.endpoint.path == "/v1/chat/completions"
+        self._again = cut.again
         self._first = True
         self._held = b""
         self.complete = False
@@ -188,10 +190,14 @@ class ResumedMeter:
         said = min(len(overlap), len(text))
         if text[:said] != overlap[:said]:
             return Verdict.NONSENSE  # other text than was sent already
-        self._trail.add(choice.get("token_ids") or [], text)
+        ids = choice.get("token_ids") or []
+        self._trail.add(ids, text)
         finish = choice.get("finish_reason")
-        if text[said:] == "" and finish is None:
-            return Verdict.DROP
+        if finish is None and not text[said:]:
+            # An id inside a character has no text of its own; the client has had its event, or gets it now.
+            seen, self._again = self._again > 0 or not ids, self._again - len(ids)
+            if seen:
+                return Verdict.DROP
         if self._chat:
             choice["delta"] = {"content": text[said:]}
         else:

@@ -173,3 +173,10 @@ def test_an_ending_without_an_engine(call: Call) -> None:
     assert [meter.read(e) for e in events] == [Verdict.DROP, Verdict.TOKEN, Verdict.DONE]
     assert meter.usage == Usage(2, 2, 0)
     assert meter.complete
+
+
+def test_ids_without_text_have_their_events_once() -> None:
+    """Of a character of three ids, one was sent when the engine died; it is made again, and the other two are new."""
+    meter = ResumedMeter(chat(), trail_of(("ab", [3])), Cut([1, 2], [3], "", again=1), HEAD)
+    verdicts = [meter.read(event(text, [i])) for i, text in enumerate(["", "", "🌍"], start=4)]
+    assert verdicts == [Verdict.DROP, Verdict.TOKEN, Verdict.TOKEN]
