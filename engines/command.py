@@ -94,6 +94,10 @@ def world_size(spec: EngineSpec) -> int:
     return size
 
 
+# Without it, usage does not tell which tokens of a prompt came from the prefix cache.
+DEFAULT_ARGS: Final[Mapping[str, ArgValue]] = {"enable-prompt-tokens-details": True}
+
+
 def build(
     spec: EngineSpec,
     *,
@@ -109,11 +113,12 @@ def build(
     """The command for one start of one replica. `name` is what the engine shall call the model, `python` the
     interpreter that has vLLM, `local_model` the model's place on disk if it has one."""
     model = spec.model if local_model is None else str(local_model)
+    defaults = {k: v for k, v in DEFAULT_ARGS.items() if not {k, k.replace("-", "_")} & spec.args.keys()}
     return Command(
         argv=(
             python, "-m", MODULE,
             f"--model={model}", f"--served-model-name={name}", f"--host={LOOPBACK}", f"--port={port}",
-            *flags(spec.args),
+            *flags(defaults | dict(spec.args)),
         ),
         env=environment(spec, placement, machine, python=python, local=local_model is not None)
         | {"VLLM_API_KEY": api_key},

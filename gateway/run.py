@@ -141,6 +141,7 @@ class Run:
             sink.start(error.status, headers, len(body))
             sink.finish(body)
         else:
+            sink.close_after()
             sink.finish(wire_errors.event(error, endpoint))
 
     def settle(self) -> None:

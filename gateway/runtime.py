@@ -118,7 +118,7 @@ def sources(config: Config) -> dict[str, ModelSource]:
 
 
 def on_engine_event(event: EngineEvent) -> None:
-    level = log.warning if event.kind in (EventKind.UNHEALTHY, EventKind.FAILED) else log.info
+    level = log.warning if event.kind in (EventKind.UNHEALTHY, EventKind.DIED, EventKind.FAILED) else log.info
     level("engine " + event.kind, replica=event.replica, detail=event.message)
 
 

@@ -100,6 +100,9 @@ class Sink(Protocol):
     def finish(self, last: bytes = b"") -> None:
         """The body is complete with this last piece. Only the first call counts."""
 
+    def close_after(self) -> None:
+        """Once the answer is complete, the connection is closed, where the door can do that."""
+
     def abort(self) -> None:
         """Closes the connection, so that the client sees that the answer is not complete."""
 

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,7 @@ class Penstock:
         await self._process.wait()
         await self._reading
         self._access.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
         self._process._transport.close()  # type: ignore[attr-defined]  # or its pipes close only when collected
 
     async def _read_log(self) -> None:

@@ -57,6 +57,9 @@ class AsgiSink:
         self._ended = True
         self._wake.set()
 
+    def close_after(self) -> None:
+        """ASGI knows no way to say it once the headers are out."""
+
     def abort(self) -> None:
         self._ended = True
         self._wake.set()

@@ -72,7 +72,7 @@ class EdgeSink:
         return self._keep_alive
 
     def close_after(self) -> None:
-        """The connection will not be used for another request. Before `start` only."""
+        """The connection will not be used for another request; the headers say so if they are not out yet."""
         self._keep_alive = False
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:

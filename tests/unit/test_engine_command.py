@@ -220,6 +220,7 @@ def test_the_whole_command() -> None:
         "--served-model-name=org/m",
         "--host=127.0.0.1",
         "--port=4711",
+        "--enable-prompt-tokens-details",
         "--dtype=float32",
     )
     assert (command.cores, command.cwd) == ((1,), Path("/base"))
