@@ -166,7 +166,7 @@ class Run:
         if usage is None:
             # A client that leaves has had its prompt worked on.
             return Usage(self.prompt_tokens) if self.client_gone and self._sent else None
-        if usage.completion and not usage.prompt:
+        if not usage.prompt and (usage.completion or self.client_gone):
             ids = self.trail.prompt_ids if self.trail is not None else None
             return usage._replace(prompt=self.prompt_tokens if ids is None else len(ids))
         return usage
