@@ -138,6 +138,7 @@ async def pair(two_replicas: Pair) -> Pair:
 @pytest_asyncio.fixture(loop_scope="session")
 async def served(shared: Penstock, chat_engine: FakeEngine, pooling_engine: FakeEngine) -> Served:
     """The shared gateway before two engines without a past: `tiny` and `other` chat, `vec` embeds, `lost` is down."""
+    await chat_engine.until(running=0)
     await chat_engine.reset()
     await pooling_engine.reset()
     return Served(shared, chat_engine, pooling_engine)
