@@ -1,14 +1,14 @@
 """What people write against OpenAI works as they know it: the openai SDK and langchain-openai."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import openai
 import pytest
 import pytest_asyncio
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import SecretStr
 
 from tests.fake_engine import vector
@@ -26,10 +26,25 @@ async def client(served: Served) -> AsyncIterator[AsyncOpenAI]:
         yield made
 
 
-def langchain(served: Served, **fields: Any) -> ChatOpenAI:
-    return ChatOpenAI(
-        model="tiny", base_url=f"{served.gateway.url}/v1", api_key=SecretStr(KEY), max_retries=0, **fields
-    )
+LangChain = Callable[..., ChatOpenAI]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def connections() -> AsyncIterator[DefaultAsyncHttpxClient]:
+    """langchain's own would stay open for as long as the process lives."""
+    async with DefaultAsyncHttpxClient() as made:
+        yield made
+
+
+@pytest.fixture
+def langchain(served: Served, connections: DefaultAsyncHttpxClient) -> LangChain:
+    def made(**fields: Any) -> ChatOpenAI:
+        url, key = f"{served.gateway.url}/v1", SecretStr(KEY)
+        return ChatOpenAI(
+            model="tiny", base_url=url, api_key=key, max_retries=0, http_async_client=connections, **fields
+        )
+
+    return made
 
 
 # ---- openai
@@ -177,12 +192,12 @@ async def test_what_vllm_adds_passes_through(client: AsyncOpenAI, served: Served
 # ---- langchain
 
 
-async def test_langchain(served: Served) -> None:
-    model = langchain(served, max_tokens=3)
+async def test_langchain(langchain: LangChain) -> None:
+    model = langchain(max_tokens=3)
     assert (await model.ainvoke("hi")).content == " t0 t1 t2"
     chunks = [chunk async for chunk in model.astream("hi")]
     assert "".join(str(chunk.content) for chunk in chunks) == " t0 t1 t2"
-    with_usage = langchain(served, max_tokens=3, stream_usage=True)
+    with_usage = langchain(max_tokens=3, stream_usage=True)
     whole = None
     async for chunk in with_usage.astream("hi"):
         whole = chunk if whole is None else whole + chunk
@@ -191,9 +206,9 @@ async def test_langchain(served: Served) -> None:
     assert whole.usage_metadata["output_tokens"] == 3
 
 
-async def test_langchain_tools(served: Served) -> None:
+async def test_langchain_tools(served: Served, langchain: LangChain) -> None:
     await served.engine.script([tool_answer(stream=True)])
-    model = langchain(served).bind_tools([TOOL])
+    model = langchain().bind_tools([TOOL])
     whole: Any = None
     async for chunk in model.astream("hi"):
         whole = chunk if whole is None else whole + chunk
@@ -201,8 +216,8 @@ async def test_langchain_tools(served: Served) -> None:
     assert whole.tool_calls[0]["args"] == json.loads(ARGUMENTS)
 
 
-async def test_langchain_hears_of_a_broken_stream(served: Served) -> None:
-    model = langchain(served, extra_body={"fake": {"cut_after": 2}})
+async def test_langchain_hears_of_a_broken_stream(langchain: LangChain) -> None:
+    model = langchain(extra_body={"fake": {"cut_after": 2}})
     said: list[str] = []
 
     async def listen() -> None:
@@ -214,11 +229,12 @@ async def test_langchain_hears_of_a_broken_stream(served: Served) -> None:
     assert "".join(said) == " t0 t1"
 
 
-async def test_langchain_embeddings(served: Served) -> None:
+async def test_langchain_embeddings(served: Served, connections: DefaultAsyncHttpxClient) -> None:
     model = OpenAIEmbeddings(
         model="vec",
         base_url=f"{served.gateway.url}/v1",
         api_key=SecretStr(KEY),
         check_embedding_ctx_length=False,
+        http_async_client=connections,
     )
     assert await model.aembed_documents(["one", "two"]) == [vector("one", 8), vector("two", 8)]
