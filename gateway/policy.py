@@ -3,7 +3,6 @@
 `Policy` is read once per request and replaced whole by a reload. `Resources` outlive reloads.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -60,6 +59,14 @@ class Fleet(Protocol):
         ...
 
 
+class Open(Protocol):
+    """A request that has not ended."""
+
+    def give_up(self) -> None:
+        """End it with an error, if an engine is at work on it. Never blocks."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class Gateway:
     """What all requests share. `policy` is the only part that is ever swapped."""
@@ -72,7 +79,7 @@ class Gateway:
     access_log: AccessLog
     ticker: Ticker = field(default_factory=Ticker)
     draining: bool = False
-    requests: "set[asyncio.Task[None]]" = field(default_factory=set)  # the open ones
+    requests: set[Open] = field(default_factory=set)
 
     @property
     def ready(self) -> bool:

@@ -63,6 +63,20 @@ class Relay(Protocol):
 class _Attempt:
     """What both kinds of relay share: the future, the client's wishes, the deadline."""
 
+    __slots__ = (
+        "_body",
+        "_refused",
+        "_size",
+        "call",
+        "connection",
+        "done",
+        "first_byte",
+        "model",
+        "paused",
+        "sink",
+        "terms",
+    )
+
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
         self.call = call
         self.model = model
@@ -115,6 +129,8 @@ class _Attempt:
 class WholeRelay(_Attempt):
     """An answer that comes in one piece."""
 
+    __slots__ = ("usage",)
+
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
         super().__init__(call, model, sink, terms)
         self.usage: Usage | None = None
@@ -163,10 +179,13 @@ EVENT_STREAM: Final[Headers] = [
 class StreamRelay(_Attempt):
     """An answer that comes as events. The status line waits for the first one, so that an early error is a real status."""
 
+    __slots__ = ("_judged", "_last_event", "_last_token", "_last_written", "_lone", "_splitter", "meter")
+
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms, resumed: Meter | None = None) -> None:
         """`resumed` reads on for a stream that another engine has begun."""
         super().__init__(call, model, sink, terms)
         self.meter: Meter = resumed or make_meter(call, terms.trail)
+        self._lone = self.meter.lone
         self._splitter = sse.Splitter()
         self._last_event = self._last_written = time.monotonic()
         self._last_token = 0.0
@@ -191,6 +210,11 @@ class StreamRelay(_Attempt):
             return
         if self.done.done():
             return  # a late byte never reaches the client
+        if self._judged and not self._splitter.rest and (out := self._lone(chunk)):
+            now = self._last_event = self._last_written = time.monotonic()
+            self._count(1, now)
+            self.sink.write(out)
+            return
         try:
             events = self._splitter.feed(chunk)
         except sse.EventTooLargeError:
@@ -224,7 +248,7 @@ class StreamRelay(_Attempt):
             data = b"\n\n".join(out)
             if tokens:
                 self._count(tokens, now)
-        if ended is False or ended is True or data:
+        if data or ended is True:
             self._start(now)
         if ended is False:
             self.sink.write(data)

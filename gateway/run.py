@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from gateway.errors import Fault, GatewayError
+from gateway.errors import Fault, GatewayError, draining
 from gateway.limits.base import Lease, Refused, Standing
 from gateway.limits.headers import limit_headers
 from gateway.observe.logs import AccessRecord
@@ -117,6 +117,10 @@ class Run:
             failovers["failed"] += 1
             return False
         return True
+
+    def give_up(self) -> None:
+        if self.relay is not None:
+            self.relay.finish(draining())
 
     def sent(self) -> None:
         if not self._sent:

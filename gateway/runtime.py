@@ -36,6 +36,7 @@ from gateway.usage.tokens import TokenCounter, load_counter
 
 log = structlog.get_logger("penstock")
 
+DRAIN_POLL = 0.05  # seconds
 SWEEP = 1.0  # seconds between two looks at all connections
 
 
@@ -228,7 +229,7 @@ class Process:
         """The first time: drain. The second time: at once."""
         if self._stopping is not None:
             log.warning("stopping at once")
-            self._cancel_requests()
+            self._give_up()
             self._server.should_exit = self._server.force_exit = True
             return
         self._stopping = asyncio.create_task(self._drain())
@@ -237,15 +238,16 @@ class Process:
         gateway = self._gateway
         gateway.draining = True
         log.info("draining", open_requests=len(gateway.requests), timeout=gateway.policy.drain_timeout)
-        if gateway.requests:
-            await asyncio.wait(set(gateway.requests), timeout=gateway.policy.drain_timeout)
-        self._cancel_requests()
+        deadline = time.monotonic() + gateway.policy.drain_timeout
+        while gateway.requests and time.monotonic() < deadline:  # noqa: ASYNC110 - an event would cost every request
+            await asyncio.sleep(DRAIN_POLL)
+        self._give_up()
         self._server.should_exit = True
 
-    def _cancel_requests(self) -> None:
+    def _give_up(self) -> None:
         """What is still open ends with an error event."""
-        for task in list(self._gateway.requests):
-            task.cancel()
+        for request in list(self._gateway.requests):
+            request.give_up()
 
     def _reload(self) -> None:
         """Builds a new policy and swaps it in; whatever is wrong with the file changes nothing."""

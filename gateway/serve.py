@@ -33,9 +33,7 @@ async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -
     """Answers one request. Never raises; settles in every way out, exactly once. When cancelled, it ends what it has begun
     with an error."""
     policy, run = gateway.policy, Run(gateway, head, sink)
-    task = asyncio.current_task()
-    assert task is not None
-    gateway.requests.add(task)
+    gateway.requests.add(run)
     try:
         if gateway.draining:
             raise errors.draining()
@@ -63,7 +61,7 @@ async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -
         run.answer(errors.internal())
     finally:
         run.settle()
-        gateway.requests.discard(task)
+        gateway.requests.discard(run)
 
 
 async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) -> None:

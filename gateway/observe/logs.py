@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import select
+import stat
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -30,9 +31,13 @@ def _write(fd: int, data: bytes | bytearray, patience: float) -> int:
 
     Pieces no larger than what a pipe takes at once, each asked for before: a write that could block is never begun.
     """
+    done = 0
+    if stat.S_ISREG(os.fstat(fd).st_mode):  # a file always takes all at once
+        while done < len(data):
+            done += os.write(fd, data[done:])
+        return done
     room = select.poll()
     room.register(fd, select.POLLOUT)
-    done = 0
     while done < len(data) and room.poll(patience * 1000):
         with suppress(BlockingIOError):
             done += os.write(fd, data[done : done + select.PIPE_BUF])

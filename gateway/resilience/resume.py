@@ -132,6 +132,9 @@ class ResumedMeter:
     def tokens(self) -> int:
         return self._trail.tokens
 
+    def lone(self, chunk: bytes) -> bytes:
+        return b""
+
     def release(self) -> bytes:
         held, self._held = self._held, b""
         return held

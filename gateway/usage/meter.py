@@ -43,6 +43,11 @@ class Meter(Protocol):
         """Judges one event as `sse.Splitter` gives it."""
         ...
 
+    def lone(self, chunk: bytes) -> bytes:
+        """What one read brought, as the client gets it, if that is one token and nothing else; empty if it must be read
+        the long way. Changes nothing then."""
+        ...
+
     def release(self) -> bytes:
         """An event that is still held back; empty if there is none."""
         ...
@@ -139,6 +144,12 @@ class OpenAIMeter:
         self._events += 1
         return Verdict.TOKEN
 
+    def lone(self, chunk: bytes) -> bytes:
+        out = self.trail.lone(chunk) if self.trail is not None else b""
+        if out:
+            self._events += 1
+        return out
+
     def _with_usage(self, event: bytes) -> Verdict:
         try:
             chunk = orjson.loads(event[6:])
@@ -201,6 +212,9 @@ class NamedEventMeter:
         self.forward = b""
 
     def release(self) -> bytes:
+        return b""
+
+    def lone(self, chunk: bytes) -> bytes:
         return b""
 
     def read(self, event: bytes) -> Verdict:
