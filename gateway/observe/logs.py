@@ -196,6 +196,9 @@ def _plain(text: str, longest: int = 256) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
 
 
+SLICE: Final = 32  # records encoded in one go, some 0.15 ms
+
+
 class AccessLog:
     """Collects records and writes them to a file descriptor in batches, every `interval` seconds or `batch` records.
 
@@ -239,13 +242,22 @@ class AccessLog:
             if not self._stopping:
                 self._full.clear()
             if self._records:
-                batch, self._records = self._records, []
-                lost, why = await asyncio.to_thread(self._write, batch)
+                lost, why = await asyncio.to_thread(self._write, await self._encoded())
                 self._report(lost, why)
 
-    def _write(self, batch: list[AccessRecord]) -> tuple[int, str]:
+    async def _encoded(self) -> bytes:
+        """What has come, as lines. Here and not in the thread: two threads that compute would wait for one another's
+        turns, which are long; so a slice at a time, and the loop in between."""
+        lines: list[bytes] = []
+        records, self._records = self._records, []
+        for start in range(0, len(records), SLICE):
+            lines += map(encode, records[start : start + SLICE])
+            await asyncio.sleep(0)
+        return b"".join(lines)
+
+    def _write(self, data: bytes) -> tuple[int, str]:
         """In a thread. Returns how many records were lost, and why."""
-        data = self._torn + b"".join(map(encode, batch))
+        data = self._torn + data
         done, why = 0, "the reader is stuck"
         try:
             done = _write(self._fd, data, self._patience)
