@@ -1,5 +1,6 @@
 """An engine dies under a stream, and the client notices nothing."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -157,3 +158,26 @@ async def test_without_another_replica_the_stream_ends_with_an_error(engine: Fak
     assert b'"code":"engine_failed"' in answer.body
     assert b"[DONE]" not in answer.body
     assert await gateway.metric("penstock_failovers_total", model="tiny", outcome="failed") == 1
+
+
+async def test_a_cut_stream_waits_for_its_only_replica_to_come_back(engine: FakeEngine, start: Start) -> None:
+    config = simple_config(engine.url).replace("aliases:", "failover_wait: 15\n    aliases:")
+    gateway = await start(config=config)
+    body = chat_body(stream=True, max_tokens=12, temperature=0)
+    whole = shape(await gateway.post("/v1/chat/completions", body))
+    await engine.script([{"cut_after": 5}])
+    assert shape(await gateway.post("/v1/chat/completions", body)) == whole
+
+
+async def test_more_open_requests_than_allowed_are_refused_at_once(engine: FakeEngine, start: Start) -> None:
+    config = simple_config(engine.url).replace("aliases:", "max_open_requests: 2\n    aliases:")
+    gateway = await start(config=config)
+    held = [asyncio.create_task(gateway.chat(fake={"hold": True})) for _ in range(2)]
+    await engine.until(holding=2)
+    refused = await gateway.chat()
+    assert refused.status == 503
+    assert refused.error["code"] == "overloaded"
+    assert refused.headers["retry-after"] == "1"
+    await engine.release()
+    assert [answer.status for answer in await asyncio.gather(*held)] == [200, 200]
+    assert (await gateway.chat()).status == 200
