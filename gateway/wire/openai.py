@@ -162,9 +162,9 @@ def _together(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
         tools = body.get("tools")
         if not tools:
             invalid("tool_choice", "it is only allowed when 'tools' are given.")
-        if isinstance(choice, dict):
+        if isinstance(choice, dict) and choice.get("type", "function") == "function":
             wanted = choice.get("function", {}).get("name") if isinstance(choice.get("function"), dict) else None
-            if wanted not in [
+            if wanted is None or wanted not in [
                 tool.get("function", {}).get("name") for tool in tools if isinstance(tool.get("function", {}), dict)
             ]:
                 invalid("tool_choice", "it names a function that is not among 'tools'.")
