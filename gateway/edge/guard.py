@@ -16,7 +16,7 @@ MAX_LINE: Final = 4 * 1024  # bytes of a line in a chunked body: a chunk's size,
 # Letters, digits and what else a reg-name or an address holds; userinfo, paths and spaces do not belong here.
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 UPGRADE: Final = re.compile(rb"(?im)^upgrade(?=[ \t]*:)")
-REQUEST_LINE: Final = re.compile(rb"[!-~]+ +([^\r\n]*?) +HTTP/1\.[01]\r$")
+REQUEST_LINE: Final = re.compile(rb"[!-~]{1,32} +([^\r\n]*?) +HTTP/1\.[01]\r$")
 CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
 
 

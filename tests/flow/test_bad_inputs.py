@@ -1,8 +1,4 @@
-"""Hostile requests, a row each in data/bad_inputs.json: every one is answered as the contract says, and nothing else happens.
-
-In the data, {"times": [n, x]} is x n times over, {"concat": [...]} texts put together (with "json": true a piece of JSON
-as it stands), {"$keys": n} stands for n fields, {"$long": n} for one with a name so long. KEY is a good key.
-"""
+"""Hostile requests, a row each in data/bad_inputs.json: every one is answered as the contract says, and nothing else happens."""
 
 import asyncio
 import json
@@ -11,39 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.flow.rows import ROWS, encode, expand
 from tests.flow.talk import CHAT, Served, exchange, logged, post
 from tests.served import KEY, Answer, Penstock, bearer, chat_body
-
-ROWS: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data/bad_inputs.json").read_text())
-LITERAL = "literal:"
-
-
-def expand(value: Any) -> Any:
-    match value:
-        case {"times": [count, one]}:
-            return expand(one) * count
-        case {"concat": parts, "json": True}:
-            return LITERAL + "".join(map(expand, parts)) + LITERAL
-        case {"concat": parts}:
-            return "".join(map(expand, parts))
-        case dict():
-            made: dict[str, Any] = {}
-            for name, inner in value.items():
-                if name == "$keys":
-                    made |= {str(i): 1 for i in range(inner)}
-                elif name == "$long":
-                    made["k" * inner] = 1
-                else:
-                    made[name] = expand(inner)
-            return made
-        case list():
-            return [expand(one) for one in value]
-        case _:
-            return value
-
-
-def encode(body: dict[str, Any]) -> bytes:
-    return json.dumps(body).replace(f'"{LITERAL}', "").replace(f'{LITERAL}"', "").encode()
 
 
 def named(row: dict[str, Any]) -> str:
