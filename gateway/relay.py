@@ -8,12 +8,11 @@ lives in `wire.sse` and `usage.meter`.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import orjson
 
 from gateway import errors
-from gateway.errors import GatewayError
 from gateway.observe.metrics import Histogram
 from gateway.types import Call, Headers, Sink, Usage
 from gateway.upstream.client import Connection
@@ -43,25 +42,12 @@ class Terms(NamedTuple):
     trail: Trail | None  # kept if the stream could be continued by another engine
 
 
-class Relay(Protocol):
-    """One attempt. `done` gets None at a good end, else `ClientGone`, `StaleConnectionError` or a `GatewayError`."""
-
-    done: "asyncio.Future[None]"
-    connection: Connection | None
-    first_byte: float | None  # monotonic seconds: when the answer's first byte went out
-
-    @property
-    def usage(self) -> Usage | None:
-        """What the engine counted, or what was delivered where it did not come to that; None: nothing was done."""
-        ...
-
-    def tick(self, now: float) -> None:
-        """Called about once a second: deadlines, and keep-alives for the client."""
-        ...
-
-
 class _Attempt:
-    """What both kinds of relay share: the future, the client's wishes, the deadline."""
+    """What both kinds of relay share.
+
+    `done` gets None at a good end, else `ClientGone`, `StaleConnectionError` or a `GatewayError`. `first_byte` is when the
+    answer's first byte went out (monotonic seconds).
+    """
 
     __slots__ = (
         "_body",
@@ -342,6 +328,3 @@ class Ticker:
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
-
-
-__all__ = ["ClientGone", "GatewayError", "Relay", "StreamRelay", "Terms", "Ticker", "WholeRelay", "relay"]

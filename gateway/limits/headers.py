@@ -1,4 +1,4 @@
-"""What limits tell a client: x-ratelimit-* on every reply, retry-after on a 429."""
+"""What limits tell a client: x-ratelimit-* on every reply."""
 
 import math
 from functools import lru_cache
@@ -28,16 +28,6 @@ def limit_headers(standing: Standing) -> Headers:
             (b"x-ratelimit-reset-tokens", _duration(math.ceil(reset * 1000))),
         )
     return found
-
-
-def retry_headers(retry_after: float | None) -> Headers:
-    """For `Refused.retry_after`, rounded up: whoever waits so long is not refused again. None asks not to retry."""
-    if retry_after is None:
-        return [(b"x-should-retry", b"false")]
-    return [
-        (b"retry-after", b"%d" % math.ceil(retry_after)),
-        (b"retry-after-ms", b"%d" % math.ceil(retry_after * 1000)),
-    ]
 
 
 # After an admission a reset lies between 60 and 60.5 s: a few hundred values come again and again.

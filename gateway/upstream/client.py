@@ -17,7 +17,6 @@ import httptools
 
 from engines.types import Replica
 from gateway import errors
-from gateway.errors import GatewayError
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds
 IDLE_MAX: Final = 4.0  # seconds; vLLM closes idle connections after 5 (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
@@ -327,8 +326,3 @@ class EngineClient:
     def close(self) -> None:
         for pool in self._pools.values():
             pool.close()
-
-
-def unreachable(model: str) -> GatewayError:
-    """What a client hears when no connection to any engine came about."""
-    return errors.no_healthy_engine(model)

@@ -11,7 +11,7 @@ import pytest
 from tests.fake_engine import FakeEngine
 from tests.flow.conftest import Start
 from tests.flow.talk import CHAT, Client, Served, connect, logged, parse, post, text_of
-from tests.served import Penstock, chat_body, http_post, until
+from tests.served import chat_body, http_post, until
 
 PROMISED = 1.0  # seconds
 
@@ -43,8 +43,9 @@ async def noticed(engine: FakeEngine, left: float) -> dict[str, Any]:
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 async def test_the_engine_stops(served: Served, way: dict[str, Any], how: str) -> None:
+    request_id = f"leaver-{WAYS.index(way)}-{how}"
     async with connect(served.gateway) as client:
-        await client.send(post(more="x-request-id: leaver\r\n", **way))
+        await client.send(post(more=f"x-request-id: {request_id}\r\n", **way))
         if "hold" in str(way):
             await served.engine.until(holding=1)
         else:
@@ -55,7 +56,7 @@ async def test_the_engine_stops(served: Served, way: dict[str, Any], how: str) -
         else:
             client.writer.close()
         await noticed(served.engine, left)
-    entry = (await cancelled(served.gateway))[-1]
+    entry = await logged(served.gateway, request_id)
     assert (entry["status"], entry["outcome"], entry["code"]) == (499, "client_cancelled", None)
 
 
@@ -71,10 +72,6 @@ async def test_a_client_that_has_only_finished_sending_gets_its_stream(served: S
         [answer], rest = parse(await client.to_end())
     assert rest == b""
     assert text_of(answer.body.replace(b": keep-alive\n\n", b"")) == " t0 t1 t2 t3 t4"
-
-
-async def cancelled(gateway: Penstock) -> list[dict[str, Any]]:
-    return [entry for entry in await gateway.access_log(1) if entry["request_id"] == "leaver"]
 
 
 async def test_what_was_delivered_is_counted(served: Served) -> None:

@@ -2,8 +2,9 @@ import math
 
 import pytest
 
-from gateway.limits.base import Standing, Window
-from gateway.limits.headers import limit_headers, retry_headers
+from gateway.limits.base import Refused, Standing, Window
+from gateway.limits.headers import limit_headers
+from gateway.wire import errors
 
 
 def test_a_limit_that_does_not_exist_has_no_headers() -> None:
@@ -43,12 +44,16 @@ def test_resets_are_durations_rounded_up_to_a_millisecond(seconds: float, text: 
     assert dict(limit_headers(Standing(None, Window(1, 1, seconds))))[b"x-ratelimit-reset-tokens"] == text
 
 
+def verdict(wait: float | None) -> dict[bytes, bytes]:
+    return dict(errors.headers(errors.over_limit(Refused("requests", wait, Standing(None, None), 5))))
+
+
 @pytest.mark.parametrize("wait", [0.0001, 0.25, 1.0, 1.0001, 59.5, 60.4999])
 def test_whoever_waits_as_long_as_the_header_says_has_waited_long_enough(wait: float) -> None:
-    sent = {name: int(value) for name, value in retry_headers(wait)}
+    sent = {name: int(value) for name, value in verdict(wait).items()}
     assert sent == {b"retry-after": math.ceil(wait), b"retry-after-ms": math.ceil(wait * 1000)}
     assert sent[b"retry-after"] >= sent[b"retry-after-ms"] / 1000 >= wait
 
 
 def test_what_can_never_pass_is_not_to_be_tried_again() -> None:
-    assert retry_headers(None) == [(b"x-should-retry", b"false")]
+    assert verdict(None) == {b"x-should-retry": b"false"}
