@@ -607,6 +607,8 @@ class Connection(asyncio.Protocol):
             if number:
                 await asyncio.sleep(0)
             self.transport.write(piece)
+        if self.transport.is_closing():
+            await asyncio.sleep(0)  # the loop has not yet had its turn to tell that the peer is gone
         if not self._writable.is_set():
             await self._writable.wait()
 

@@ -29,12 +29,13 @@ class Engine:
 
     def __init__(self, spec: EngineSpec, log_dir: Path) -> None:
         self.events: list[EngineEvent] = []
+        self._others = psutil.Process().children(recursive=True)  # of other tests
         spec = spec.model_copy(update={"env": {"VLLM_CPU_KVCACHE_SPACE": "1"}})
         self.fleet = Fleet({"m": ModelSource(engine=spec)}, base_dir=ROOT, log_dir=log_dir, on_event=self.events.append)
 
     def processes(self) -> list[psutil.Process]:
         """The engine's processes. By descent: vLLM overwrites its processes' names and environments."""
-        return psutil.Process().children(recursive=True)
+        return [process for process in psutil.Process().children(recursive=True) if process not in self._others]
 
 
 @asynccontextmanager
