@@ -229,6 +229,7 @@ class StreamRelay(_Attempt):
         data = b""
         if ended is True and (held := meter.release()):
             out.append(held)
+            tokens += 1
         if out:
             out.append(b"")
             data = b"\n\n".join(out)

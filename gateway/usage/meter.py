@@ -5,7 +5,7 @@ with its quotes cannot be fooled by text: inside a JSON string a quote is escape
 """
 
 from enum import IntEnum
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import orjson
 
@@ -53,9 +53,9 @@ class Meter(Protocol):
         ...
 
 
-def usage_of(answer: dict[str, Any]) -> Usage | None:
+def usage_of(answer: object) -> Usage | None:
     """The usage in a whole answer (or a last event), in OpenAI's, the Responses API's or Anthropic's words."""
-    usage = answer.get("usage")
+    usage = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
         return None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
@@ -155,6 +155,8 @@ class OpenAIMeter:
             chunk = orjson.loads(event[6:])
         except orjson.JSONDecodeError:
             return Verdict.NONSENSE
+        if not isinstance(chunk, dict):
+            return Verdict.NONSENSE
         self.usage = usage_of(chunk)
         self.forward = event
         if chunk.get("choices"):  # continuous_usage_stats, which only a client can have asked for
@@ -242,6 +244,8 @@ class NamedEventMeter:
         try:
             found = orjson.loads(data)
         except orjson.JSONDecodeError:
+            return
+        if not isinstance(found, dict):
             return
         usage = usage_of(found.get("message") or found.get("response") or found)
         if usage is not None:

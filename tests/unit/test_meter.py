@@ -59,9 +59,11 @@ DONE = b"data: [DONE]"
         ({"usage": None}, None),
         ({"usage": [5]}, None),
         ({}, None),
+        ("usage", None),
+        (None, None),
     ],
 )
-def test_usage_of(answer: dict[str, Any], usage: Usage | None) -> None:
+def test_usage_of(answer: Any, usage: Usage | None) -> None:
     assert usage_of(answer) == usage
 
 
@@ -156,6 +158,8 @@ def test_every_choice_has_to_finish() -> None:
         (b"data: <html>", Verdict.NONSENSE),
         (b'data: {"choices":[{"index":0,"delta":{"content":', Verdict.NONSENSE),
         (b'data: {"choices":[],"usage":{"prompt_tokens":', Verdict.NONSENSE),
+        (b'data: {"choices":[],"usage":{"prompt_tokens":1}}', Verdict.DROP),
+        (b'data: [{"usage":{}}]', Verdict.NONSENSE),
         (b'data: {"error":{"message":"x","code":500}}', Verdict.ERROR),
         (b'data: {"error": {"message": "x", "code": 500}}', Verdict.ERROR),
         (b'data: {"error":"x"}', Verdict.ERROR),
@@ -165,6 +169,11 @@ def test_every_choice_has_to_finish() -> None:
         (b"data: [DONE]\nid: 1", Verdict.DONE),
     ],
 )
+def test_a_first_event_that_is_no_json() -> None:
+    made = OpenAIMeter(call(), Trail(CHAT))
+    assert made.read(b'data: {"choices":[{"index":}]}') is Verdict.NONSENSE
+
+
 @pytest.mark.parametrize("trail", [False, True])
 def test_odd_events(one: bytes, verdict: Verdict, trail: bool) -> None:
     made = OpenAIMeter(call(), Trail(CHAT) if trail else None)
@@ -207,6 +216,52 @@ def test_tool_calls_break_the_trail_and_nothing_else() -> None:
         assert made.read(one) is Verdict.TOKEN
         assert made.forward == one.replace(b"[7]", b"null")
     assert [trail.broken, made.tokens] == [True, 2]
+
+
+def test_events_that_bear_only_ids_are_ours() -> None:
+    trail = Trail(CHAT)
+    made = OpenAIMeter(call(), trail)
+    made.read(
+        event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [1]})
+    )
+    assert (
+        made.read(event({"choices": [{"index": 0, "delta": {}, "finish_reason": None, "token_ids": [7]}]}))
+        is Verdict.DROP
+    )
+    assert trail.ids == [b"7"]
+    made.read(token("x", token_ids=None))
+    assert trail.broken
+
+
+def test_ids_and_usage_in_every_chunk() -> None:
+    trail = Trail(CHAT)
+    made = OpenAIMeter(call(include_usage=True), trail)
+    usage = {"prompt_tokens": 1, "completion_tokens": 0}
+    choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
+    made.read(event({"choices": [choice], "usage": usage, "prompt_token_ids": [1]}))
+    assert made.forward == event({"choices": [choice], "usage": usage, "prompt_token_ids": None})
+    choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "token_ids": [7]}
+    made.read(event({"choices": [choice], "usage": usage}))
+    assert made.forward == event({"choices": [{**choice, "token_ids": None}], "usage": usage})
+    assert (trail.prompt_ids, trail.ids) == ([1], [b"7"])
+
+
+@pytest.mark.parametrize("trail", [False, True])
+def test_only_a_lone_token_goes_the_short_way(trail: bool) -> None:
+    """As `read` would have it, or not at all."""
+    choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None, "token_ids": [7]}
+    first = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [1]})
+    one = event({"choices": [choice]})
+    without = event({"choices": [{**choice, "token_ids": None}]})
+    made = OpenAIMeter(call(), Trail(CHAT) if trail else None)
+    assert made.lone(one + b"\n\n") == b""  # before the first one nothing is known
+    read(made, first, one)
+    for other in (one, one + b"\n", one + b"\n\n" + one + b"\n\n", first + b"\n\n", DONE + b"\n\n", b""):
+        assert made.lone(other) == b""
+    before = made.tokens
+    assert made.lone(one + b"\n\n") == (without + b"\n\n" if trail else b"")
+    assert made.tokens == before + trail
+    assert NamedEventMeter().lone(one + b"\n\n") == b""
 
 
 # ---- named events
@@ -258,6 +313,8 @@ def test_responses(last: str) -> None:
         (b'data: {"error":{"message":"x"}}', Verdict.ERROR),
         (b'data: {"type":"new"}', Verdict.OTHER),
         (b"event: message_delta\ndata: {", Verdict.TOKEN),
+        (b"event: message_delta\ndata: [1]", Verdict.TOKEN),
+        (b'event: message_delta\ndata: {"message":"x"}', Verdict.TOKEN),
     ],
 )
 def test_odd_named_events(one: bytes, verdict: Verdict) -> None:

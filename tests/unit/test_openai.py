@@ -156,6 +156,8 @@ def test_dangerous_fields_are_refused_everywhere(endpoint: Endpoint) -> None:
         (CHAT.path, {**HI, "tool_choice": "none"}),
         (CHAT.path, {**HI, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}}),
         (CHAT.path, {**HI, "response_format": {"type": "text"}}),
+        (CHAT.path, {**HI, "structured_outputs": {"regex": None}}),
+        ("/v1/messages", {**HI, "max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "text", "data": "x"}}]}]}),
         (CHAT.path, {**HI, "structured_outputs": {"regex": r"[(+)*]+\(a+\)(ab|c)d*", "choice": ["a"], "json": {}}}),
         (CHAT.path, {**HI, "structured_outputs": {"json": "{}"}, "new_field": {"of": ["vLLM"]}}),
         (CHAT.path, {**HI, **dict.fromkeys(("max_tokens", "temperature", "stop", "tools", "logit_bias", "metadata", "stream", "n"))}),

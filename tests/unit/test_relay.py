@@ -2,10 +2,12 @@
 
 import asyncio
 import time
+from itertools import pairwise
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, strategies as st
 
 from gateway import errors
 from gateway.errors import GatewayError
@@ -13,6 +15,7 @@ from gateway.observe.metrics import Histogram
 from gateway.relay import KEEP_ALIVE_AFTER, MAX_ERROR_BODY, ClientGone, StreamRelay, Terms, Ticker, WholeRelay, relay
 from gateway.types import Call, Headers, Usage, Watcher
 from gateway.upstream.client import StaleConnectionError
+from gateway.usage.trail import Trail
 from gateway.wire.openai import ENDPOINTS
 from gateway.wire.sse import DONE_EVENT, KEEP_ALIVE, MAX_EVENT
 
@@ -78,10 +81,12 @@ def histogram() -> Histogram:
     return Histogram((0.001, 1000.0))
 
 
-def made(path: str = CHAT, *, stream: bool = True, **body: Any) -> tuple[Any, Client, float]:
+def made(
+    path: str = CHAT, *, stream: bool = True, trail: Trail | None = None, **body: Any
+) -> tuple[Any, Client, float]:
     """A relay, its client, and now."""
     now, client = time.monotonic(), Client()
-    terms = Terms(now, now + 600, STALL, lambda: [(b"x-request-id", b"r")], histogram(), histogram(), None)
+    terms = Terms(now, now + 600, STALL, lambda: [(b"x-request-id", b"r")], histogram(), histogram(), trail)
     call = Call(BY_PATH[path], "tiny", {"model": "tiny", **body}, 10, stream, False, None)
     return relay(call, "tiny", client, terms), client, now
 
@@ -310,6 +315,48 @@ async def test_named_events_need_no_done() -> None:
     assert failure(one) is None
     assert client.body == stream
     assert client.finished
+
+
+@given(cuts=st.none() | st.lists(st.integers(1, 3000), max_size=8), tokens=st.integers(1, 8), usage=st.booleans())
+def test_the_networks_pieces_do_not_matter(cuts: list[int] | None, tokens: int, usage: bool) -> None:
+    """Nor that the engine was asked for ids: the client gets what it would have got without."""
+
+    def chunk(number: int, *, ids: bool) -> bytes:
+        last = number == tokens - 1
+        choice = {
+            "index": 0,
+            "delta": {"content": f" t{number}"},
+            "logprobs": None,
+            "finish_reason": "stop" if last else None,
+        }
+        choice |= {"stop_reason": None} if last else {}
+        choice["token_ids"] = [number] if ids else None
+        return b"data: %b\n\n" % orjson.dumps({"id": "x", "choices": [choice]})
+
+    def stream(*, ids: bool) -> bytes:
+        role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        first = {"id": "x", "choices": [role], "prompt_token_ids": [1, 2] if ids else None}
+        return b"data: %b\n\n" % orjson.dumps(first) + b"".join(chunk(i, ids=ids) for i in range(tokens))
+
+    async def relayed() -> tuple[bytes, Any]:
+        one, client, _ = made(trail=Trail(CHAT))
+        one.head(200, SSE)
+        data = stream(ids=True) + (USAGE if usage else b"") + DONE_EVENT
+        if cuts is None:  # as an engine writes: each event by itself
+            pieces = [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
+        else:
+            edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+            pieces = [data[begin:end] for begin, end in pairwise(edges)]
+        for piece in pieces:
+            one.data(piece)
+        assert one.done.result() is None
+        return client.body, one
+
+    body, one = asyncio.run(relayed())
+    assert body == stream(ids=False) + DONE_EVENT
+    assert one.usage == (Usage(3, 2) if usage else Usage(0, tokens))
+    assert one.terms.trail.token_ids() == list(range(tokens))
+    assert sum(one.terms.ttft.counts) == 1
 
 
 # ---- whole answers
