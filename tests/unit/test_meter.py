@@ -169,15 +169,15 @@ def test_every_choice_has_to_finish() -> None:
         (b"data: [DONE]\nid: 1", Verdict.DONE),
     ],
 )
-def test_a_first_event_that_is_no_json() -> None:
-    made = OpenAIMeter(call(), Trail(CHAT))
-    assert made.read(b'data: {"choices":[{"index":}]}') is Verdict.NONSENSE
-
-
 @pytest.mark.parametrize("trail", [False, True])
 def test_odd_events(one: bytes, verdict: Verdict, trail: bool) -> None:
     made = OpenAIMeter(call(), Trail(CHAT) if trail else None)
     assert made.read(one) is verdict
+
+
+def test_a_first_event_that_is_no_json() -> None:
+    made = OpenAIMeter(call(), Trail(CHAT))
+    assert made.read(b'data: {"choices":[{"index":}]}') is Verdict.NONSENSE
 
 
 def test_what_a_model_says_is_not_what_the_engine_means() -> None:
