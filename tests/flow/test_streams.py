@@ -433,6 +433,24 @@ async def test_a_slow_client_does_not_spoil_its_engines_connection(
         assert (await gateway.chat(max_tokens=1)).status == 200
 
 
+async def test_the_next_request_waits_until_the_last_answer_is_read(
+    engine: FakeEngine, start: Start, door: str
+) -> None:
+    """Or who sends and never reads would fill the memory, answer by answer."""
+    if door == "asgi":
+        pytest.skip("what uvicorn makes of it is not ours")
+    gateway = await start(engine.url)
+    await engine.script([{"tokens": ["x" * 12_000_000]}])
+    async with connect(gateway, limit=4096) as client:
+        await client.send(post(max_tokens=2).replace(b"connection: close\r\n", b"") + post(max_tokens=1))
+        await engine.until(finished=1)
+        assert (await gateway.chat(max_tokens=1)).status == 200
+        assert (await engine.stats())["requests"] == 2
+        answers, rest = parse(await client.to_end())
+    assert [answer.status for answer in answers] == [200, 200]
+    assert rest == b""
+
+
 # ---- usage
 
 
