@@ -9,8 +9,9 @@ import { Table } from "./table.js";
 
 const PAGE = 100;
 const KEPT = 500; // rows in the page; older ones are asked for again
-const OUTCOMES = [["", "All outcomes"], ["ok", "Finished"], ["error", "Failed"], ["refused", "Refused"], ["cancelled", "Client left"]];
-const STATUSES = [["", "All statuses"], ["200", "200"], ["400", "400"], ["401", "401"], ["404", "404"], ["429", "429"], ["500", "500"], ["502", "502"], ["503", "503"], ["504", "504"]];
+// The outcomes of the access log, in words.
+const OUTCOMES = { completed: "completed", refused: "refused", client_cancelled: "client left", engine_failed: "engine failed", error: "failed" };
+const STATUSES = [["", "All statuses"], ["200", "200"], ["400", "400"], ["401", "401"], ["404", "404"], ["429", "429"], ["499", "499"], ["500", "500"], ["502", "502"], ["503", "503"], ["504", "504"]];
 
 export function requests({ tools }) {
   const error = new ErrorLine();
@@ -18,7 +19,7 @@ export function requests({ tools }) {
     key: select([["", "All keys"]], "", { "aria-label": "Key", onchange: restart }),
     model: select([["", "All models"]], "", { "aria-label": "Model", onchange: restart }),
     status: select(STATUSES, "", { "aria-label": "Status", onchange: restart }),
-    outcome: select(OUTCOMES, "", { "aria-label": "Outcome", onchange: restart }),
+    outcome: select([["", "All outcomes"], ...Object.entries(OUTCOMES)], "", { "aria-label": "Outcome", onchange: restart }),
   };
   const find = h("input", { type: "search", placeholder: "Request id, replica, error", "aria-label": "Search the rows shown", oninput: show });
   const pauseWords = h("span", {}, "Pause");
@@ -150,8 +151,9 @@ export function requests({ tools }) {
 }
 
 function statusBadge(status, outcome) {
-  const tone = status >= 500 ? "bad" : status >= 400 ? "warn" : outcome && outcome !== "ok" && outcome !== "finished" ? "warn" : "good";
-  return [h("span", { class: `badge ${tone}` }, String(status)), tone !== "good" && outcome && h("small", {}, outcome)];
+  const bad = status >= 500 || outcome === "engine_failed";
+  const tone = bad ? "bad" : outcome === "client_cancelled" ? "idle" : status >= 400 || outcome === "error" ? "warn" : "good";
+  return [h("span", { class: `badge ${tone}` }, String(status)), outcome !== "completed" && h("small", {}, OUTCOMES[outcome] ?? outcome)];
 }
 
 function speed(r) {
@@ -163,7 +165,7 @@ function detail(r) {
   const lines = [
     ["Request id", h("code", {}, r.id)],
     ["Time", `${dateTime(r.time)} (${r.time})`],
-    ["Status", `${r.status}, ${r.outcome}`],
+    ["Status", `${r.status}, ${OUTCOMES[r.outcome] ?? r.outcome}`],
     ["Error", r.error],
     ["Model", r.model],
     ["Endpoint", r.endpoint],
