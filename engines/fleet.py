@@ -85,7 +85,7 @@ class Fleet:
             yield RemoteEngine(record, source.served_model_name, self._pace)
 
     def _record(self, model: str, index: int, url: str, api_key: str | None, served_name: str) -> Record:
-        replica = Replica(f"{model}/{index}", model, url, api_key, served_name, ReplicaState.STOPPED)
+        replica = Replica(f"{model}/{index}", model, url, api_key, served_name, ReplicaState.STOPPED, managed=not url)
         return Record(replica, on_change=self._publish, on_event=self._tell)
 
     # What everybody sees

@@ -39,6 +39,7 @@ class Replica:
     card: Mapping[str, Any] = field(default_factory=dict)  # its entry in the engine's /v1/models
     restarts: int = 0  # starts after the first one
     reason: str | None = None  # why it is not ready, in one line, for operators
+    managed: bool = False  # a process of ours, which can be restarted
 
     @property
     def max_model_len(self) -> int | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -11,8 +11,13 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
+from gateway.admin.api import make_admin
+from gateway.admin.context import Admin
+from gateway.admin.pulse import Pulse
+from gateway.admin.shapes import Figures
+from gateway.admin.static import Dashboard, to_dashboard
 from gateway.api.inference import InferenceEndpoint
 from gateway.api.info import error_response, routes
 from gateway.errors import GatewayError, internal
@@ -21,6 +26,16 @@ from gateway.wire.openai import ENDPOINTS
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Any, Any], Awaitable[None]]
+
+NAMES = (b"/v1/models/", b"/admin/api/engines/", b"/admin/api/keys/", b"/admin/api/teams/")
+PRIVATE = ("/metrics",)  # these and the admin API are what server.admin_listen moves away
+
+
+class Console(NamedTuple):
+    """The admin API with what its event streams live on."""
+
+    admin: Admin
+    pulse: Pulse[Figures]
 
 
 def unknown_url(method: str, path: str) -> GatewayError:
@@ -48,7 +63,7 @@ async def on_fault(request: Request, exc: Exception) -> Response:
 
 
 class ExactPaths:
-    """Refuses paths that only decoding would turn into one of ours; a model's name may need it, nothing else does."""
+    """Refuses paths that only decoding would turn into one of ours; a name in a path may need it, nothing else does."""
 
     def __init__(self, app: Asgi) -> None:
         self.app = app
@@ -57,15 +72,36 @@ class ExactPaths:
         if scope["type"] == "http":
             raw = scope.get("raw_path")
             path = scope["path"]
-            if raw is not None and raw != path.encode() and not raw.startswith(b"/v1/models/"):
+            if raw is not None and raw != path.encode() and not raw.startswith(NAMES):
                 await error_response(unknown_url(scope["method"], raw.decode("ascii", "replace")))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
 
-def make_app(gateway: Gateway) -> FastAPI:
-    """The whole application, around what `runtime` has built."""
+class PublicCORS(CORSMiddleware):
+    """For clients' endpoints: no other origin has any business with the admin API."""
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/admin"):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def admin_routes(console: Console) -> list[BaseRoute]:
+    key = console.admin.key
+    return [
+        Mount("/admin/api", make_admin(console.admin, console.pulse)),
+        Route("/admin", to_dashboard(key), methods=["GET"]),
+        Mount("/admin", Dashboard(key)),
+    ]
+
+
+def make_app(gateway: Gateway, console: Console | None = None) -> FastAPI:
+    """The application around what `runtime` has built: the whole of it, or without `console` what is for the public
+    where admin API and metrics have a port of their own."""
     cors = gateway.policy.cors_origins
+    plain = [(path, h) for path, h in routes(gateway, int(time.time())) if console is not None or path not in PRIVATE]
     app = FastAPI(
         title="Penstock",
         docs_url=None,
@@ -74,12 +110,13 @@ def make_app(gateway: Gateway) -> FastAPI:
         redirect_slashes=False,
         routes=[
             *(Route(e.path, InferenceEndpoint(gateway, e), methods=["POST"]) for e in ENDPOINTS),
-            *(Route(path, handler, methods=["GET"]) for path, handler in routes(gateway, int(time.time()))),
+            *(Route(path, handler, methods=["GET"]) for path, handler in plain),
+            *(admin_routes(console) if console is not None else ()),
         ],
         middleware=[
             Middleware(ExactPaths),
             *(
-                [Middleware(CORSMiddleware, allow_origins=sorted(cors), allow_methods=["*"], allow_headers=["*"])]
+                [Middleware(PublicCORS, allow_origins=sorted(cors), allow_methods=["*"], allow_headers=["*"])]
                 if cors
                 else []
             ),

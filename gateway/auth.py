@@ -44,12 +44,12 @@ class Keyring:
 
     def __init__(self, callers: Mapping[bytes, Caller], anonymous: Caller | None = None) -> None:
         self._callers = callers
-        self._anonymous = anonymous  # who everybody is under `auth: none`
+        self.anonymous = anonymous  # who everybody is under `auth: none`
 
     def identify(self, authorization: tuple[bytes, ...], api_key: tuple[bytes, ...]) -> Caller:
         """Raises `GatewayError` invalid_api_key or ambiguous_credentials."""
-        if self._anonymous is not None:
-            return self._anonymous
+        if self.anonymous is not None:
+            return self.anonymous
         key = credential(authorization, api_key)
         if key is None or len(key) > MAX_KEY:
             refuse()

@@ -18,14 +18,18 @@ import uvloop
 from engines.fleet import Fleet
 from engines.sources import ModelSource
 from engines.types import EngineEvent, EventKind
-from gateway.app import make_app
-from gateway.auth import Keyring
+from gateway.admin.context import Admin, ReloadFailedError
+from gateway.admin.guard import AdminKey
+from gateway.admin.live import make_pulse
+from gateway.admin.recent import Recent
+from gateway.app import Console, make_app
+from gateway.auth import Keyring, digest
 from gateway.config.load import ConfigError, load
 from gateway.config.schema import Config, ModelConfig, grants
 from gateway.edge.protocol import EdgeProtocol, Timeouts, bound
 from gateway.limits.base import Limits
 from gateway.limits.memory import MemoryLimiter
-from gateway.observe.logs import UVICORN, AccessLog
+from gateway.observe.logs import UVICORN, AccessLog, AccessRecord
 from gateway.observe.loop import sample_loop_lag
 from gateway.observe.metrics import Metrics
 from gateway.policy import Gateway, Model, Policy
@@ -118,6 +122,22 @@ def sources(config: Config) -> dict[str, ModelSource]:
     }
 
 
+def admin_digest(config: Config) -> bytes | None:
+    return digest(config.admin_key.get_secret_value().encode()) if config.admin_key else None
+
+
+class TappedLog(AccessLog):
+    """The access log, from which the admin API's recent requests are read as well."""
+
+    def __init__(self, recent: Recent) -> None:
+        super().__init__()
+        self._recent = recent
+
+    def append(self, record: AccessRecord) -> None:
+        super().append(record)
+        self._recent.extend((record,))
+
+
 def on_engine_event(event: EngineEvent) -> None:
     level = log.warning if event.kind in (EventKind.UNHEALTHY, EventKind.DIED, EventKind.FAILED) else log.info
     level("engine " + event.kind, replica=event.replica, detail=event.message)
@@ -159,21 +179,34 @@ class Process:
         metrics = Metrics()
         sourced = sources(self._config)
         self._fleet = Fleet(sourced, base_dir=Path.cwd(), log_dir=Path(".penstock") / "logs", on_event=on_engine_event)
+        recent = Recent()
         self._gateway = gateway = Gateway(
             policy=make_policy(self._config, self._memory, self._limiter, metrics),
             fleet=self._fleet,
             client=EngineClient(),
             limiter=self._limiter,
             metrics=metrics,
-            access_log=AccessLog(),
+            access_log=TappedLog(recent),
         )
+        self._admin_key = AdminKey(admin_digest(self._config))
+        admin = Admin(
+            gateway,
+            self._fleet,
+            self._admin_key,
+            recent,
+            str(self._path),
+            config=lambda: self._config.model_dump(mode="json"),
+            reload=self._reload_now,
+            prices=lambda _: None,
+        )
+        self._pulse = pulse = make_pulse(admin)
         self._sources = sourced
         self._protocol = bound(
             gateway, Timeouts(server_config.header_timeout, server_config.body_timeout, server_config.idle_timeout)
         )
         self._server = Server(
             uvicorn.Config(
-                make_app(gateway),
+                make_app(gateway, Console(admin, pulse)),
                 http=self.http or self._protocol,
                 lifespan="off",
                 ws="none",
@@ -192,6 +225,7 @@ class Process:
         background = [
             asyncio.create_task(sample_loop_lag(metrics.loop_lag)),
             asyncio.create_task(self._sweep()),
+            asyncio.create_task(pulse.run()),
         ]
         gateway.access_log.start()
         gateway.ticker.start()
@@ -199,8 +233,6 @@ class Process:
         gc.collect()
         gc.freeze()  # what is here now stays: no collection needs to look at it again
         host, port = listener.getsockname()[:2]
-        if self._config.admin_key is not None:
-            log.warning("admin_key is set, but there is no admin API yet")
         log.info("serving", url=f"http://{host}:{port}", models=list(self._config.models), pid=os.getpid())
         try:
             await self._server.serve(sockets=[listener])
@@ -245,12 +277,22 @@ class Process:
         self._server.should_exit = True
 
     def _give_up(self) -> None:
-        """What is still open ends with an error event."""
+        """What is still open ends: requests with an error event."""
+        self._pulse.close()
         for request in list(self._gateway.requests):
             request.give_up()
 
     def _reload(self) -> None:
-        """Builds a new policy and swaps it in; whatever is wrong with the file changes nothing."""
+        """SIGHUP. The log tells how it went."""
+        with contextlib.suppress(ReloadFailedError):
+            self._apply()
+
+    async def _reload_now(self) -> list[str]:
+        return self._apply()
+
+    def _apply(self) -> list[str]:
+        """Builds a new policy and swaps it in; whatever is wrong with the file changes nothing. Returns what did not
+        come into force. Raises `ReloadFailedError`."""
         gateway = self._gateway
         try:
             config = load(self._path, os.environ)
@@ -261,12 +303,17 @@ class Process:
             gateway.metrics.reloads["failed"] += 1
             why = [str(fault) for fault in error.faults] or ["a change of engines or endpoints needs a restart"]
             log.error("reload failed; the old configuration stays", faults=why)
-            return
+            raise ReloadFailedError("\n".join(why)) from None
+        notes = []
         if config.server != self._config.server:
-            log.warning("changes under server need a restart; all else is in force")
+            notes.append("changes under server need a restart; all else is in force")
+            log.warning(notes[0])
         gateway.policy = policy
+        self._config = config
+        self._admin_key.digest = admin_digest(config)
         gateway.metrics.reloads["applied"] += 1
         log.info("reloaded", models=list(config.models), keys=len(config.keys))
+        return notes
 
 
 def listen(host: str, port: int) -> socket.socket:

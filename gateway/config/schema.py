@@ -362,7 +362,7 @@ class Config(_Section):
         default="memory", description="Where limits are counted. Only memory for now: exact within this process."
     )
     admin_key: Secret | None = Field(
-        default=None, description="Opens the admin API, which is still to come; null: the admin API is off."
+        default=None, description="Opens the dashboard and the admin API (/admin/); null: both are off."
     )
     auth: Literal["keys", "none"] = Field(
         default="keys",

@@ -1,0 +1,42 @@
+"""The last requests, in memory: what the access log says of them, and so never a prompt, an answer or a key."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from gateway.observe.logs import AccessRecord
+
+ROOM: Final = 5000  # requests, some 5 MB
+
+
+class Entry(NamedTuple):
+    seq: int  # counts all requests since the process started, from 1
+    record: AccessRecord
+
+
+class Recent:
+    """A bounded ring. Belongs to the event loop's thread."""
+
+    def __init__(self, room: int = ROOM) -> None:
+        self._records: deque[AccessRecord] = deque(maxlen=room)
+        self._seen = 0
+
+    def extend(self, records: Sequence[AccessRecord]) -> None:
+        """The next requests that have ended, in their order."""
+        self._records.extend(records)
+        self._seen += len(records)
+
+    def newest(self) -> Iterator[Entry]:
+        """From the newest to the oldest. The ring must not change meanwhile."""
+        for back, record in enumerate(reversed(self._records)):
+            yield Entry(self._seen - back, record)
+
+    def select(self, wanted: Callable[[AccessRecord], bool], limit: int, before: int | None = None) -> list[Entry]:
+        """The newest `limit` that are `wanted`, of those with a `seq` below `before`."""
+        found: list[Entry] = []
+        for entry in self.newest():
+            if (before is None or entry.seq < before) and wanted(entry.record):
+                found.append(entry)
+                if len(found) == limit:
+                    break
+        return found
