@@ -134,7 +134,7 @@ function modelCard(poll) {
       write(title, model.name);
       element.setAttribute("aria-label", `Model ${model.name}`);
       const names = model.aliases?.length ? `also called ${model.aliases.join(", ")}` : "";
-      write(about, [`${model.ready} of ${plural(model.replicas, "replica")} ready`, names, `failover ${model.failover}`, price(model.price)].filter(Boolean).join(" · "));
+      write(about, [`${own.filter((e) => e.state === "ready").length} of ${plural(own.length, "replica")} ready`, names, `failover ${model.failover}`, price(model.price)].filter(Boolean).join(" · "));
       const wanted = [["Requests", compact(model.requests)], ["Prompt tokens", compact(model.prompt_tokens)], ["Output tokens", compact(model.completion_tokens)], ["Open", compact(model.open_requests)]];
       if (figures.dataset.shown !== JSON.stringify(wanted)) {
         figures.dataset.shown = JSON.stringify(wanted);

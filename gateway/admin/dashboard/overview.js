@@ -7,7 +7,8 @@ import { LinePanel } from "./plots.js";
 import { stateBadge } from "./engines.js";
 import { Table } from "./table.js";
 
-const waiting = (point) => (point.engines ?? []).reduce((sum, engine) => sum + (engine.waiting ?? 0), 0);
+// Points of the past hold no engines: null, not zero.
+const waiting = (point) => (point.engines?.length ? point.engines.reduce((sum, engine) => sum + (engine.waiting ?? 0), 0) : null);
 
 function panels() {
   return [
@@ -54,7 +55,7 @@ function panels() {
       floor: 4,
       series: [
         { name: "open", colour: "--s2", area: true, pick: (p) => p.open_requests },
-        { name: "waiting in engines", colour: "--s4", pick: (p) => (p.engines ? waiting(p) : null) },
+        { name: "waiting in engines", colour: "--s4", pick: waiting },
       ],
     }),
   ];

@@ -11,7 +11,7 @@ const PAGE = 100;
 const KEPT = 500; // rows in the page; older ones are asked for again
 // The outcomes of the access log, in words.
 const OUTCOMES = { completed: "completed", refused: "refused", client_cancelled: "client left", engine_failed: "engine failed", error: "failed" };
-const STATUSES = [["", "All statuses"], ["200", "200"], ["400", "400"], ["401", "401"], ["404", "404"], ["429", "429"], ["499", "499"], ["500", "500"], ["502", "502"], ["503", "503"], ["504", "504"]];
+const STATUSES = [["", "All statuses"], ["2xx", "2xx"], ["4xx", "4xx"], ["5xx", "5xx"], ["200", "200"], ["400", "400"], ["401", "401"], ["404", "404"], ["429", "429"], ["499", "499"], ["500", "500"], ["502", "502"], ["503", "503"], ["504", "504"]];
 
 export function requests({ tools }) {
   const error = new ErrorLine();

@@ -138,7 +138,7 @@ export function usage({ tools }) {
   }
 
   const card = h("div", { class: "stack", hidden: true }, h("section", { class: "card", "aria-label": "Usage over time" }, sums, chart.element), h("section", { class: "card flush", "aria-label": "Usage" }, tableBox));
-  const poll = new Poll(ask, 15_000, error);
+  const poll = new Poll(ask, 5000, error);
   return {
     element: h("div", { class: "usage" }, h("div", { class: "toolbar" }, groups.element, range, custom, measure, h("span", { class: "spring" }), csv), error.element, loading, none, card),
     destroy() {
