@@ -72,7 +72,7 @@ class ExactPaths:
         if scope["type"] == "http":
             raw = scope.get("raw_path")
             path = scope["path"]
-            if raw is not None and raw != path.encode() and not raw.startswith(NAMES):
+            if raw is not None and raw != path.encode() and not (raw.startswith(NAMES) and path.isprintable()):
                 await error_response(unknown_url(scope["method"], raw.decode("ascii", "replace")))(scope, receive, send)
                 return
         await self.app(scope, receive, send)

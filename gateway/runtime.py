@@ -22,10 +22,10 @@ from gateway.admin.context import Admin, ReloadFailedError
 from gateway.admin.guard import AdminKey
 from gateway.admin.live import make_pulse
 from gateway.admin.recent import Recent
-from gateway.app import Console, make_app
+from gateway.app import Asgi, Console, make_app
 from gateway.auth import Keyring, digest
 from gateway.config.load import ConfigError, load
-from gateway.config.schema import Config, ModelConfig, grants
+from gateway.config.schema import Config, ModelConfig, grants, listen_address
 from gateway.edge.protocol import EdgeProtocol, Timeouts, bound
 from gateway.limits.base import Limits
 from gateway.limits.memory import MemoryLimiter
@@ -167,15 +167,19 @@ class Process:
     async def run(self) -> int:
         """Serves until told to stop. Returns the exit code."""
         server_config = self._config.server
-        try:
-            listener = listen(server_config.host, server_config.port)
-        except OSError as error:
-            where = f"{server_config.host}:{server_config.port}"
-            sys.stderr.write(
-                f"penstock: cannot listen on {where}: {error.strerror or error}. "
-                "Choose another port with --port, or stop what listens there.\n"
-            )
-            return 1
+        wanted = [(server_config.host, server_config.port, "with --port")]
+        if server_config.admin_listen is not None:
+            wanted.append((*listen_address(server_config.admin_listen), "as server.admin_listen"))
+        listeners = []
+        for host, port, setting in wanted:
+            try:
+                listeners.append(listen(host, port))
+            except OSError as error:
+                sys.stderr.write(
+                    f"penstock: cannot listen on {host}:{port}: {error.strerror or error}. "
+                    f"Choose another port {setting}, or stop what listens there.\n"
+                )
+                return 1
         metrics = Metrics()
         sourced = sources(self._config)
         self._fleet = Fleet(sourced, base_dir=Path.cwd(), log_dir=Path(".penstock") / "logs", on_event=on_engine_event)
@@ -204,20 +208,9 @@ class Process:
         self._protocol = bound(
             gateway, Timeouts(server_config.header_timeout, server_config.body_timeout, server_config.idle_timeout)
         )
-        self._server = Server(
-            uvicorn.Config(
-                make_app(gateway, Console(admin, pulse)),
-                http=self.http or self._protocol,
-                lifespan="off",
-                ws="none",
-                log_config=UVICORN,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=int(server_config.idle_timeout),
-                timeout_graceful_shutdown=2,
-            )
-        )
+        whole = make_app(gateway, Console(admin, pulse))
+        apps = [whole] if len(listeners) == 1 else [make_app(gateway), whole]
+        self._servers = [self._make_server(app) for app in apps]
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         loop.add_signal_handler(signal.SIGINT, self._stop)
@@ -232,10 +225,12 @@ class Process:
         await self._fleet.start()
         gc.collect()
         gc.freeze()  # what is here now stays: no collection needs to look at it again
-        host, port = listener.getsockname()[:2]
-        log.info("serving", url=f"http://{host}:{port}", models=list(self._config.models), pid=os.getpid())
+        urls = dict(zip(("url", "admin_url"), map(url, listeners), strict=False))
+        log.info("serving", **urls, models=list(self._config.models), pid=os.getpid())
         try:
-            await self._server.serve(sockets=[listener])
+            await asyncio.gather(
+                *(server.serve(sockets=[at]) for server, at in zip(self._servers, listeners, strict=True))
+            )
         finally:
             for task in background:
                 task.cancel()
@@ -246,14 +241,32 @@ class Process:
         log.info("stopped")
         return 0
 
+    def _make_server(self, app: Asgi) -> Server:
+        idle_timeout = self._config.server.idle_timeout
+        return Server(
+            uvicorn.Config(
+                app,
+                http=self.http or self._protocol,
+                lifespan="off",
+                ws="none",
+                log_config=UVICORN,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=int(idle_timeout),
+                timeout_graceful_shutdown=2,
+            )
+        )
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
             now = time.monotonic()
             self._gateway.client.sweep(now)
-            for connection in list(self._server.server_state.connections):
-                if isinstance(connection, EdgeProtocol):
-                    connection.tick(now)
+            for server in self._servers:
+                for connection in list(server.server_state.connections):
+                    if isinstance(connection, EdgeProtocol):
+                        connection.tick(now)
 
     # ---- signals
 
@@ -262,7 +275,8 @@ class Process:
         if self._stopping is not None:
             log.warning("stopping at once")
             self._give_up()
-            self._server.should_exit = self._server.force_exit = True
+            for server in self._servers:
+                server.should_exit = server.force_exit = True
             return
         self._stopping = asyncio.create_task(self._drain())
 
@@ -274,7 +288,8 @@ class Process:
         while gateway.requests and time.monotonic() < deadline:  # noqa: ASYNC110 - an event would cost every request
             await asyncio.sleep(DRAIN_POLL)
         self._give_up()
-        self._server.should_exit = True
+        for server in self._servers:
+            server.should_exit = True
 
     def _give_up(self) -> None:
         """What is still open ends: requests with an error event."""
@@ -329,6 +344,12 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where it is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def run(config: Config, path: Path) -> int:

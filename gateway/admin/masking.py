@@ -6,11 +6,23 @@ from typing import Any, Final
 
 MASK: Final = "***"
 
-# Names of fields whose value is a secret, wherever they stand: in the config itself, in an engine's flags.
-_SECRET: Final = re.compile(
-    r"(?<![a-z])(api[-_]?key|key|secret|password|passwd|passphrase|credentials?|bearer|authorization|hf[-_]token|token)"
-    r"(?![a-z])|key_sha256",
-    re.IGNORECASE,
+# A field with one of these words in its name holds a secret, wherever it stands: in the config itself, in an engine's flags.
+_SECRET: Final = frozenset(
+    [
+        "apikey",
+        "apikeys",
+        "bearer",
+        "credential",
+        "credentials",
+        "key",
+        "keys",
+        "passphrase",
+        "passwd",
+        "password",
+        "secret",
+        "secrets",
+        "token",
+    ]
 )
 _USERINFO: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _QUERY: Final = re.compile(r"(?<=[?&])((?:password|passwd|sslpassword|token|key)=)[^&#\s]+", re.IGNORECASE)
@@ -35,6 +47,6 @@ def _value(name: str, value: Any) -> Any:
         return [_value(name, one) for one in value]
     if isinstance(value, bool | int | float):
         return value
-    if _SECRET.search(name):
+    if not _SECRET.isdisjoint(re.split(r"[-_.]", name.lower())):
         return MASK
     return _QUERY.sub(r"\1" + MASK, _USERINFO.sub(MASK, value)) if isinstance(value, str) else str(value)

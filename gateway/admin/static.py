@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -52,6 +53,8 @@ class Dashboard(StaticFiles):
         await super().__call__(scope, receive, send)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        if not scope["path"].endswith("/admin/" + path.removeprefix(".")):
+            raise HTTPException(404)  # a file has one path, as everything else
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
         return response

@@ -36,6 +36,7 @@ _TOKEN: Final = re.compile(r"[!-~]{1,4096}")
 _SHA256: Final = re.compile(r"[0-9A-Fa-f]{64}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _ORIGIN: Final = re.compile(r"https?://(?P<host>\[[^\]%]+\]|[^\[\]:]+)(:(?P<port>[0-9]{1,5}))?")
+_ADDRESS: Final = re.compile(r"(?P<host>\[[^\]%]+\]|[^\[\]:]+):(?P<port>[0-9]{1,5})")
 
 _LISTED: Final = 30  # known names in a message
 
@@ -150,9 +151,17 @@ def _one_worker(value: int) -> int:
     return value
 
 
-def _no_admin_listen(value: str | None) -> str | None:
+def listen_address(value: str) -> tuple[str, int]:
+    """Host (IPv6 without brackets) and port of HOST:PORT. Raises ValueError."""
+    match = _ADDRESS.fullmatch(value)
+    if not match or not _is_host(match["host"].strip("[]")) or int(match["port"]) > 65535:
+        raise ValueError("must be HOST:PORT, such as 127.0.0.1:8081 or [::1]:8081; port 0 takes a free one")
+    return match["host"].strip("[]"), int(match["port"])
+
+
+def _admin_listen(value: str | None) -> str | None:
     if value is not None:
-        raise ValueError("a listener of its own for the admin API is not supported yet; leave it out, or write null")
+        listen_address(value)
     return value
 
 
@@ -223,9 +232,9 @@ class ServerConfig(_Section):
     drain_timeout: Seconds = Field(
         default=30, description="Seconds that open requests may still take after SIGTERM, before they are cut off."
     )
-    admin_listen: Annotated[str | None, AfterValidator(_no_admin_listen)] = Field(
+    admin_listen: Annotated[str | None, AfterValidator(_admin_listen)] = Field(
         default=None,
-        description="HOST:PORT that /admin and /metrics move to. Only null for now: they share the public port.",
+        description="HOST:PORT that /admin and /metrics move to; null: they share the public port.",
     )
     cors_origins: list[Annotated[str, AfterValidator(_cors_origin)]] = Field(
         default=[],

@@ -74,7 +74,6 @@ def raised_codes() -> set[str]:
     [
         "limiter: redis://localhost",
         "server: {workers: 2}",
-        "server: {admin_listen: '127.0.0.1:8081'}",
         "store: postgresql://localhost/penstock",
     ],
 )

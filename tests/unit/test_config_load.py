@@ -226,7 +226,8 @@ CASES = [
     case("postgresql", OPEN + "store: postgresql://u:hunter22@h/d\n", "3: store: postgresql is not supported yet; only sqlite:///FILE is"),
     case("an unknown store", OPEN + "store: sqlite:///\n", "3: store: must be sqlite:///FILE"),
     case("two workers", OPEN + "server: {workers: 2}\n", "3: server.workers: more than 1 worker is not supported yet"),
-    case("a listener for the admin", OPEN + "server: {admin_listen: '127.0.0.1:1'}\n", "3: server.admin_listen: a listener of its own for the admin API is not supported yet; leave it out, or write null"),
+    case("a port without a host", OPEN + "server: {admin_listen: ':8081'}\n", "3: server.admin_listen: must be HOST:PORT, such as 127.0.0.1:8081 or [::1]:8081; port 0 takes a free one"),
+    case("a port beyond all", OPEN + "server: {admin_listen: '127.0.0.1:65536'}\n", "3: server.admin_listen: must be HOST:PORT, such as 127.0.0.1:8081 or [::1]:8081; port 0 takes a free one"),
     case("media from elsewhere", tiny("allowed_media_hosts: [h]"), "5: models.tiny.allowed_media_hosts: fetching media is not supported yet; leave it out (media come as data: URLs)"),
     # --- all at once
     case(
