@@ -33,7 +33,7 @@ export function engines() {
         cards.set(model.name, card);
         list.append(card.element);
       }
-      const own = known.engines.filter((e) => e.model === model.name).map((e) => ({ ...e, ...fresh.get(e.id) }));
+      const own = known.engines.filter((e) => e.model === model.name).map((e) => newest(e, fresh.get(e.id)));
       cards.get(model.name).update(model, own);
     }
     for (const [name, card] of cards) {
@@ -65,6 +65,11 @@ export function engines() {
       cards.forEach((card) => card.destroy());
     },
   };
+}
+
+// The live figures are younger than what was asked for, but hold no reason: an old one must not stand beside a new state.
+function newest(engine, figures) {
+  return { ...engine, ...figures, reason: figures && figures.state !== engine.state ? null : engine.reason };
 }
 
 function modelCard(poll) {

@@ -1,6 +1,7 @@
-// Keys and teams: make, change, rotate, revoke, and how much of their limits and budgets is used.
+// Keys and teams: make, change, rotate, revoke, and how much of their limits and budgets is used. And who changed what.
 
 import { call, get } from "./api.js";
+import { changesView } from "./changes.js";
 import { confirm, form, open } from "./dialog.js";
 import { bar, button, copyButton, empty, ErrorLine, field, fill, freshId, h, select, setOptions, toast } from "./dom.js";
 import { compact, dateTime, day, integer, money, plural, relative } from "./format.js";
@@ -18,15 +19,15 @@ const UNITS = [["tokens", "tokens"], ["money", "money"]];
 
 export function keys({ rest, tools }) {
   const body = h("div", {});
-  const tabs = h("div", { class: "tabs", role: "group", "aria-label": "Keys or teams" });
+  const tabs = h("div", { class: "tabs", role: "group", "aria-label": "Keys, teams, or what was changed" });
   tools.append(tabs);
   let inner = null;
 
   function update(parts) {
-    const teams = parts[0] === "teams";
-    fill(tabs, tab("Keys", "#/keys", !teams), tab("Teams", "#/keys/teams", teams));
+    const [name] = parts;
+    fill(tabs, tab("Keys", "#/keys", name !== "teams" && name !== "changes"), tab("Teams", "#/keys/teams", name === "teams"), tab("Changes", "#/keys/changes", name === "changes"));
     inner?.destroy();
-    inner = teams ? teamsView() : keysView();
+    inner = name === "teams" ? teamsView() : name === "changes" ? changesView() : keysView();
     fill(body, inner.element);
   }
   update(rest);

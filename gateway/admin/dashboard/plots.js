@@ -27,7 +27,7 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 function axes(format) {
   const common = { stroke: colour("--faint"), font: '11px "Inter Variable", system-ui, sans-serif', ticks: { show: false } };
   return [
-    { ...common, space: 64, size: 22, gap: 4, grid: { show: false }, values: (_, splits) => splits.map((t) => (t % 60 ? clock(t) : minute(t))) },
+    { ...common, space: 52, size: 22, gap: 4, grid: { show: false }, values: (_, splits) => splits.map((t) => (t % 60 ? clock(t) : minute(t))) },
     { ...common, space: 28, size: 48, gap: 6, grid: { stroke: colour("--grid"), width: 1 }, values: (_, splits) => splits.map((v) => (v === 0 ? "0" : format(v))) },
   ];
 }

@@ -23,6 +23,7 @@ export class Poll {
     }
     clearTimeout(this.#timer);
     this.#busy = true;
+    const began = performance.now();
     try {
       await this.ask(this.#controller.signal);
       this.error?.clear();
@@ -35,7 +36,11 @@ export class Poll {
       this.#again = false;
       return this.now();
     }
-    if (this.interval && document.visibilityState === "visible") this.#timer = setTimeout(() => void this.now(), this.interval);
+    if (this.interval && document.visibilityState === "visible") {
+      // An answer that takes long costs the gateway something: then it is asked for less often.
+      const pause = Math.max(this.interval, 20 * (performance.now() - began));
+      this.#timer = setTimeout(() => void this.now(), pause);
+    }
   }
 
   stop() {

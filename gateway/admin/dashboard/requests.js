@@ -38,6 +38,7 @@ export function requests({ tools }) {
     key: (r) => r.seq,
     empty: h("div", {}),
     onrow: detail,
+    most: Infinity,
     columns: [
       { head: "Time", class: "time", value: (r) => r.time, cell: (time) => h("time", { datetime: time, title: dateTime(time) }, clock(time)) },
       { head: "Status", class: "status", value: (r) => [r.status, r.outcome], cell: ([status, outcome]) => [statusBadge(status, outcome)] },

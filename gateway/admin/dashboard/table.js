@@ -1,25 +1,33 @@
 // A table whose rows stay in place while their figures change: a cell is made anew only if its own value changed, so that
 // focus, selection and scrolling survive a refresh.
 
-import { append, fill, h } from "./dom.js";
+import { append, button, fill, h, write } from "./dom.js";
+import { integer } from "./format.js";
+
+const collator = new Intl.Collator("en", { numeric: true });
+const ROWS = 200; // at once: ten thousand keys must not freeze the page
 
 // A column: {head, value(row) → anything JSON, cell?(value, row, latest) → text or elements, sort?(row), text? (sorts from A),
 // class?, hint?}.
 // `latest()` gives the newest state of the row, for buttons that live longer than it.
 export class Table {
-  constructor({ caption, columns, key, empty, sorted = null, onrow = null, rowClass = null }) {
+  constructor({ caption, columns, key, empty, sorted = null, onrow = null, rowClass = null, most = ROWS }) {
     this.columns = columns;
     this.key = key;
     this.rows = new Map(); // key → {row, tr, cells: [{td, signature}]}
     this.onrow = onrow;
     this.rowClass = rowClass;
     this.sorted = sorted; // {column index, down: bool}
+    this.most = most;
+    this.all = [];
     this.body = h("tbody");
     this.heads = columns.map((column, i) => this.#head(column, i));
     this.none = h("div", { class: "table-empty", hidden: true }, empty);
     this.foot = h("tfoot", { hidden: true });
     this.table = h("table", {}, h("caption", { class: "offscreen" }, caption), h("thead", {}, h("tr", {}, this.heads)), this.body, this.foot);
-    this.element = h("div", { class: "table", tabindex: "-1" }, this.table, this.none);
+    this.count = h("span", {});
+    this.more = h("div", { class: "more", hidden: true }, this.count, button("Show more", () => this.#showMore(), { kind: "small" }));
+    this.element = h("div", { class: "table", tabindex: "-1" }, this.table, this.none, this.more);
     this.#mark();
   }
 
@@ -33,7 +41,12 @@ export class Table {
   #sortBy(i) {
     this.sorted = { column: i, down: this.sorted?.column === i ? !this.sorted.down : !this.columns[i].text };
     this.#mark();
-    this.update([...this.rows.values()].map(({ row }) => row));
+    this.update(this.all);
+  }
+
+  #showMore() {
+    this.most += ROWS;
+    this.update(this.all);
   }
 
   #mark() {
@@ -44,7 +57,10 @@ export class Table {
   }
 
   update(rows) {
-    const ordered = this.sorted ? this.#ordered(rows) : rows;
+    this.all = rows;
+    const ordered = (this.sorted ? this.#ordered(rows) : rows).slice(0, this.most);
+    this.more.hidden = ordered.length === rows.length;
+    write(this.count, `${integer(ordered.length)} of ${integer(rows.length)}`);
     const seen = new Set();
     let previous = null;
     for (const row of ordered) {
@@ -80,7 +96,7 @@ export class Table {
       .sort(([a, i], [b, j]) => {
         const one = a ?? (typeof b === "string" ? "" : -Infinity);
         const two = b ?? (typeof a === "string" ? "" : -Infinity);
-        const order = typeof one === "string" ? one.localeCompare(two) : one - two;
+        const order = typeof one === "string" ? collator.compare(one, two) : one - two;
         return sign * order || i - j;
       })
       .map(([, , row]) => row);
