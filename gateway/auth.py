@@ -30,6 +30,8 @@ def credential(authorization: tuple[bytes, ...], api_key: tuple[bytes, ...]) -> 
 
     Raises `GatewayError` ambiguous_credentials when two differ: picking one silently could pick the wrong one.
     """
+    if len(authorization) == 1 and not api_key and authorization[0].startswith(b"Bearer "):  # what nearly all send
+        return authorization[0][7:].strip(b" ") or None
     found = set(api_key)
     for value in authorization:
         scheme, _, key = value.partition(b" ")

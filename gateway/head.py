@@ -1,22 +1,26 @@
 """From a request's raw headers to a `Head`, which is what both doors do first; and what a head alone rules out."""
 
 import re
-import time
 from collections.abc import Sequence
-from random import getrandbits
+from itertools import count
+from secrets import token_hex
 from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.types import Endpoint, Head
 
+_PROCESS: Final = f"req_{token_hex(10)}"
+_count: Final = count()
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,128}")
 
 
-def request_id(given: bytes | None) -> str:
-    """The client's own where it is harmless, else a fresh one."""
-    if given is not None and REQUEST_ID.fullmatch(given):
-        return given.decode()
-    return f"req_{getrandbits(128):032x}"  # unique; nothing hangs on its being unguessable
+def fresh_id() -> str:
+    return f"{_PROCESS}{next(_count):012x}"  # unique; nothing hangs on its being unguessable
+
+
+def request_id(given: bytes | None) -> str | None:
+    """The client's own where it is harmless."""
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else None
 
 
 def _whole_number(value: bytes) -> int | None:
@@ -28,7 +32,7 @@ def all_of(name: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, 
 
 
 def make_head(endpoint: Endpoint, headers: Sequence[tuple[bytes, bytes]], client: str) -> Head:
-    """`headers` have names in lower case. Pure but for the clock and a fresh request id."""
+    """`headers` have names in lower case. Pure."""
     fields = dict(headers)
     get = fields.get
     authorization, api_key = get(b"authorization"), get(b"x-api-key")
@@ -44,7 +48,6 @@ def make_head(endpoint: Endpoint, headers: Sequence[tuple[bytes, bytes]], client
         None if length is None else _whole_number(length),
         None if retries is None else _whole_number(retries),
         client,
-        time.monotonic(),
     )
 
 

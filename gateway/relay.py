@@ -8,13 +8,14 @@ lives in `wire.sse` and `usage.meter`.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, Protocol
 
 import orjson
 
 from gateway import errors
+from gateway.drive import Event
 from gateway.observe.metrics import Histogram
-from gateway.types import Call, Headers, Sink, Usage
+from gateway.types import Call, Sink, Usage
 from gateway.upstream.client import Connection
 from gateway.usage.meter import Meter, Verdict, meter as make_meter, usage_of
 from gateway.usage.trail import Trail
@@ -30,76 +31,57 @@ class ClientGone(Exception):  # noqa: N818 - an event, not a fault
     """The client has left before the answer's end."""
 
 
-class Terms(NamedTuple):
-    """What a relay needs to know beside the call: fixed for all attempts of a request."""
+class Terms(Protocol):
+    """What a relay needs to know beside the call: the same for all attempts of a request."""
 
     arrived: float  # monotonic seconds
     deadline: float  # monotonic seconds; the request fails with 504 after it
     stall_timeout: float  # seconds without a byte in mid-stream: the engine hangs
-    headers: Callable[[], Headers]  # of the reply, made when it starts
     ttft: Histogram
     inter_token: Histogram
     trail: Trail | None  # kept if the stream could be continued by another engine
 
+    def headers(self) -> bytes:
+        """Of the reply, made when it starts: whole lines."""
+        ...
 
-class _Attempt:
-    """What both kinds of relay share.
 
-    `done` gets None at a good end, else `ClientGone`, `StaleConnectionError` or a `GatewayError`. `first_byte` is when the
-    answer's first byte went out (monotonic seconds).
+class _Attempt(Event):
+    """What both kinds of relay share. It happens when the attempt is over: with None at a good end, else with `ClientGone`,
+    `StaleConnectionError` or a `GatewayError`. `first_byte` is when the answer's first byte went out (monotonic seconds).
     """
 
-    __slots__ = (
-        "_body",
-        "_refused",
-        "_size",
-        "call",
-        "connection",
-        "done",
-        "first_byte",
-        "model",
-        "paused",
-        "sink",
-        "terms",
-    )
+    connection: Connection | None = None
+    first_byte: float | None = None
+    paused = False  # the client reads too slowly: the engine is silent because nobody reads from it
+    _refused = 0  # the engine's status, if it is an error
+    _body: bytes | bytearray = b""
 
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
         self.call = call
         self.model = model
         self.sink = sink
         self.terms = terms
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.connection: Connection | None = None
-        self.first_byte: float | None = None
-        self.paused = False  # the client reads too slowly: the engine is silent because nobody reads from it
-        self._refused = 0  # the engine's status, if it is an error
-        self._body: list[bytes] = []
-        self._size = 0
-
-    def finish(self, why: Exception | None = None) -> None:
-        if self.done.done():
-            return
-        if why is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(why)
 
     def collect(self, chunk: bytes, most: int) -> None:
-        self._size += len(chunk)
-        if self._size > most:
-            self.finish(errors.upstream_error("The engine's answer is too large."))
+        if not self._body:
+            self._body = chunk
         else:
-            self._body.append(chunk)
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += chunk
+        if len(self._body) > most:
+            self.happen(errors.upstream_error("The engine's answer is too large."))
 
     # Receiver
 
     def lost(self, why: Exception) -> None:
-        self.finish(why)
+        self.happen(why)
 
     # Watcher
 
     def client_gone(self) -> None:
-        self.finish(ClientGone())
+        self.happen(ClientGone())
 
     def pause(self) -> None:
         self.paused = True
@@ -115,11 +97,7 @@ class _Attempt:
 class WholeRelay(_Attempt):
     """An answer that comes in one piece."""
 
-    __slots__ = ("usage",)
-
-    def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
-        super().__init__(call, model, sink, terms)
-        self.usage: Usage | None = None
+    usage: Usage | None = None
 
     def head(self, status: int, content_type: bytes) -> None:
         self._refused = 0 if status == 200 else status
@@ -128,44 +106,43 @@ class WholeRelay(_Attempt):
         self.collect(chunk, MAX_ERROR_BODY if self._refused else MAX_ANSWER)
 
     def end(self) -> None:
-        if self.done.done():
+        if self.happened:
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body = bytes(self._body)
         if self._refused:
-            self.finish(from_engine(self._refused, body, self.call.endpoint, self.model))
+            self.happen(from_engine(self._refused, body, self.call.endpoint, self.model))
             return
         try:
             answer = orjson.loads(body)
         except orjson.JSONDecodeError:
             answer = None
-        if not isinstance(answer, dict | list):
-            self.finish(errors.upstream_error())
-            return
         if isinstance(answer, dict):
             self.usage = usage_of(answer) or Usage()
+        elif not isinstance(answer, list):
+            self.happen(errors.upstream_error())
+            return
+        terms, sink = self.terms, self.sink
         self.first_byte = now = time.monotonic()
-        self.terms.ttft.observe(now - self.terms.arrived)
-        sink = self.sink
-        sink.start(200, [*self.terms.headers(), (b"content-type", b"application/json")], len(body))
+        terms.ttft.observe(now - terms.arrived)
+        sink.start(200, b"%bcontent-type: application/json\r\n" % terms.headers(), len(body))
         sink.finish(body)
-        self.finish()
+        self.happen()
 
     def tick(self, now: float) -> None:
         if now > self.terms.deadline:
-            self.finish(errors.timeout())
+            self.happen(errors.timeout())
 
 
-EVENT_STREAM: Final[Headers] = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+EVENT_STREAM: Final = (
+    b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+)
 
 
 class StreamRelay(_Attempt):
     """An answer that comes as events. The status line waits for the first one, so that an early error is a real status."""
 
-    __slots__ = ("_judged", "_last_event", "_last_token", "_last_written", "_lone", "_splitter", "meter")
+    _flowing = False  # a token has come
+    _steady: Callable[[bytes], bytes] | None = None  # how to read the next token, if it comes alone as the last one did
 
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms, resumed: Meter | None = None) -> None:
         """`resumed` reads on for a stream that another engine has begun."""
@@ -173,14 +150,17 @@ class StreamRelay(_Attempt):
         self.meter: Meter = resumed or make_meter(call, terms.trail)
         self._lone = self.meter.lone
         self._splitter = sse.Splitter()
-        self._last_event = self._last_written = time.monotonic()
-        self._last_token = 0.0
+        self._inter_token = terms.inter_token
+        self._last = self._last_written = time.monotonic()  # when something came from the engine, went to the client
         self._judged = resumed is not None  # the first event has been
 
     @property
     def usage(self) -> Usage | None:
-        counted, tokens = self.meter.usage, self.meter.tokens
-        if counted is not None and (self.meter.complete or counted.completion >= tokens):
+        counted = self.meter.usage
+        if counted is not None and self.meter.complete:
+            return counted
+        tokens = self.meter.tokens
+        if counted is not None and counted.completion >= tokens:
             return counted
         return Usage(counted.prompt if counted else 0, tokens) if self._judged else None
 
@@ -188,44 +168,54 @@ class StreamRelay(_Attempt):
         if status != 200:
             self._refused = status
         elif not content_type.startswith(b"text/event-stream"):
-            self.finish(errors.upstream_error("The engine did not stream its answer."))
+            self.happen(errors.upstream_error("The engine did not stream its answer."))
 
     def data(self, chunk: bytes) -> None:
+        lone = self._steady
+        if lone is not None and (out := lone(chunk)):
+            self.sink.write(out)  # the client first, the books afterwards
+            now = time.monotonic()
+            self._inter_token.observe(now - self._last)
+            self._last = now
+            return
+        self._steady = None
         if self._refused:
             self.collect(chunk, MAX_ERROR_BODY)
             return
-        if self.done.done():
+        if self.happened:
             return  # a late byte never reaches the client
-        if self._judged and not self._splitter.rest and (out := self._lone(chunk)):
-            now = self._last_event = self._last_written = time.monotonic()
-            self._count(1, now)
-            self.sink.write(out)
-            return
         try:
             events = self._splitter.feed(chunk)
         except sse.EventTooLargeError:
-            self.finish(errors.upstream_error())
+            self.happen(errors.upstream_error())
             return
         if events:
             self._events(events)
+        if self._flowing and not self._splitter.rest and not self.happened:
+            self._steady = self._lone
 
     def _events(self, events: list[bytes]) -> None:
-        meter, out, tokens = self.meter, [], 0
-        read = meter.read
+        meter = self.meter
+        out: list[bytes] = []
+        tokens = at = 0
         ended: Exception | bool = False
-        for event in events:
-            verdict = read(event)
+        while at < len(events):
+            first, at = at, meter.plain(events, at, out)
+            tokens += at - first
+            if at == len(events):
+                break
+            verdict = meter.read(events[at])
             if verdict is Verdict.TOKEN:
                 tokens += 1
-            elif verdict is Verdict.DROP:
-                continue
-            elif verdict is not Verdict.OTHER:
-                ended = self._end_of_stream(verdict, event)
+            elif verdict is not Verdict.OTHER and verdict is not Verdict.DROP:
+                ended = self._end_of_stream(verdict, events[at])
                 break
-            out.append(meter.forward)
+            if verdict is not Verdict.DROP:
+                out.append(meter.forward)
+            at += 1
         if not out and ended is False:
             return
-        now = self._last_event = self._last_written = time.monotonic()
+        now = time.monotonic()
         data = b""
         if ended is True and (held := meter.release()):
             out.append(held)
@@ -235,6 +225,7 @@ class StreamRelay(_Attempt):
             data = b"\n\n".join(out)
             if tokens:
                 self._count(tokens, now)
+        self._last = self._last_written = now
         if data or ended is True:
             self._start(now)
         if ended is False:
@@ -244,27 +235,27 @@ class StreamRelay(_Attempt):
         else:
             if data:
                 self.sink.write(data)
-            self.finish(ended)
+            self.happen(ended)
 
     def _start(self, now: float) -> None:
         if not self._judged:
             self._judged = True
             self.first_byte = now
             if not self.sink.started:
-                self.sink.start(200, [*self.terms.headers(), *EVENT_STREAM], None)
+                self.sink.start(200, self.terms.headers() + EVENT_STREAM, None)
 
     def _whole(self, last: bytes) -> None:
         """The stream has ended as it should."""
         self.sink.finish(last + sse.DONE_EVENT if self.call.endpoint.dialect == "openai" else last)
-        self.finish()
+        self.happen()
 
     def _count(self, tokens: int, now: float) -> None:
-        if self._last_token:
-            self.terms.inter_token.observe(now - self._last_token)
+        if self._flowing:
+            self._inter_token.observe(now - self._last)
         else:
             self.terms.ttft.observe(now - self.terms.arrived)
-        self.terms.inter_token.counts[0] += tokens - 1  # those that came together with the one before
-        self._last_token = now
+            self._flowing = True
+        self._inter_token.counts[0] += tokens - 1  # those that came together with the one before
 
     def _end_of_stream(self, verdict: Verdict, event: bytes) -> Exception | bool:
         if verdict is Verdict.DONE:
@@ -276,30 +267,30 @@ class StreamRelay(_Attempt):
 
     def end(self) -> None:
         if self._refused:
-            self.finish(from_engine(self._refused, b"".join(self._body), self.call.endpoint, self.model))
+            self.happen(from_engine(self._refused, bytes(self._body), self.call.endpoint, self.model))
         else:
             self.lost(errors.engine_failed())
 
     def lost(self, why: Exception) -> None:
         # Every finish reason has come: what is missing (usage, `[DONE]`) is not the client's loss.
-        if not self.done.done() and self._judged and self.meter.complete:
+        if not self.happened and self._judged and self.meter.complete:
             held = self.meter.release()
             self._whole(held + b"\n\n" if held else b"")
         else:
-            self.finish(why)
+            self.happen(why)
 
     def tick(self, now: float) -> None:
         if now > self.terms.deadline:
-            self.finish(errors.timeout())
+            self.happen(errors.timeout())
         elif self.paused:
-            self._last_event = self._last_written = now
-        elif self._judged and now - self._last_event > self.terms.stall_timeout:
-            self.finish(errors.EngineStalledError())
-        elif now - self._last_written > KEEP_ALIVE_AFTER and not self._refused:
+            self._last = self._last_written = now
+        elif self._judged and now - self._last > self.terms.stall_timeout:
+            self.happen(errors.EngineStalledError())
+        elif now - max(self._last, self._last_written) > KEEP_ALIVE_AFTER and not self._refused:
             # Also before the first event: a proxy in between would give up during a long prefill.
             self._last_written = now
             if not self.sink.started:
-                self.sink.start(200, [*self.terms.headers(), *EVENT_STREAM], None)
+                self.sink.start(200, self.terms.headers() + EVENT_STREAM, None)
             self.sink.write(sse.KEEP_ALIVE)
 
 

@@ -4,14 +4,16 @@ import asyncio
 import time
 
 from gateway.errors import Fault, GatewayError, draining
+from gateway.head import fresh_id
 from gateway.limits.base import Lease, Refused, Standing
 from gateway.limits.headers import limit_headers
 from gateway.observe.logs import AccessRecord
+from gateway.observe.metrics import Histogram
 from gateway.policy import Gateway, Model
-from gateway.relay import StreamRelay, Terms, WholeRelay
+from gateway.relay import StreamRelay, WholeRelay
 from gateway.resilience.resume import MAX_DEATHS, obstacle
 from gateway.routing.models import Plan
-from gateway.types import Call, Caller, Head, Headers, Outcome, Sink, Usage
+from gateway.types import Call, Caller, Head, Outcome, Sink, Usage, lines
 from gateway.usage import prompt, tokens
 from gateway.usage.trail import Trail
 from gateway.wire import errors as wire_errors
@@ -20,46 +22,33 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; never sent, only counted
 
 
 class Run:
-    """One request's progress: what its last stage, settling, has to know."""
+    """One request's progress: what its last stage, settling, has to know. Is the `Terms` of its relays."""
 
-    __slots__ = (
-        "_sent",
-        "call",
-        "caller",
-        "client_gone",
-        "deaths",
-        "error",
-        "gateway",
-        "head",
-        "lease",
-        "model",
-        "prompt_tokens",
-        "ready",
-        "relay",
-        "sink",
-        "standing",
-        "trail",
-        "tried",
-    )
+    caller: Caller | None = None
+    call: Call | None = None
+    model: Model | None = None
+    lease: Lease | None = None
+    standing: Standing | None = None
+    relay: StreamRelay | WholeRelay | None = None
+    error: GatewayError | None = None
+    trail: Trail | None = None
+    prompt_tokens = 0
+    client_gone = False
+    deaths = 0  # engines that died under the stream
+    ready = 0.0  # monotonic seconds: the body was there
+    deadline = 0.0  # monotonic seconds
+    stall_timeout = 0.0  # seconds
+    ttft: Histogram
+    inter_token: Histogram
+    _sent = False  # an engine has the request
 
     def __init__(self, gateway: Gateway, head: Head, sink: Sink) -> None:
         self.gateway = gateway
         self.head = head
         self.sink = sink
-        self.caller: Caller | None = None
-        self.call: Call | None = None
-        self.model: Model | None = None
-        self.lease: Lease | None = None
-        self.standing: Standing | None = None
-        self.relay: StreamRelay | WholeRelay | None = None
-        self.error: GatewayError | None = None
+        self.arrived = time.monotonic()
+        self.request_id = head.request_id or fresh_id()
         self.tried: list[str] = []
-        self.trail: Trail | None = None
-        self.prompt_tokens = 0
-        self.client_gone = False
-        self.deaths = 0  # engines that died under the stream
-        self.ready = 0.0  # monotonic seconds: the body was there
-        self._sent = False  # an engine has the request
 
     async def admit(self, call: Call, model: Model) -> Lease:
         """Stage 4. Raises `GatewayError` rate_limit_exceeded."""
@@ -80,20 +69,14 @@ class Run:
         self.standing = lease.standing
         return lease
 
-    def terms(self, plan: Plan[Model]) -> Terms:
+    def bind(self, call: Call, plan: Plan[Model]) -> None:
+        """Fixes the terms of all attempts."""
         model = plan.model
-        assert self.call is not None
-        if model.failover == "exact" and self.call.stream and obstacle(self.call) is None:
-            self.trail = Trail(self.call.endpoint.path)
-        return Terms(
-            self.head.arrived,
-            plan.deadline,
-            model.stall_timeout,
-            self.headers,
-            model.metrics.ttft,
-            model.metrics.inter_token,
-            self.trail,
-        )
+        self.deadline = plan.deadline
+        self.stall_timeout = model.stall_timeout
+        self.ttft, self.inter_token = model.metrics.ttft, model.metrics.inter_token
+        if call.stream and model.failover == "exact" and obstacle(call) is None:
+            self.trail = Trail(call.endpoint.path)
 
     @property
     def first_byte(self) -> float | None:
@@ -120,20 +103,20 @@ class Run:
 
     def give_up(self) -> None:
         if self.relay is not None:
-            self.relay.finish(draining())
+            self.relay.happen(draining())
 
     def sent(self) -> None:
         if not self._sent:
             self._sent = True
             self.gateway.metrics.overhead["admit"].observe(time.monotonic() - self.ready)
 
-    def headers(self) -> Headers:
-        """What every reply bears."""
-        found: Headers = [
-            (b"x-request-id", self.head.request_id.encode()),
-            (b"openai-processing-ms", b"%d" % ((time.monotonic() - self.head.arrived) * 1000)),
-        ]
-        return found if self.standing is None else found + limit_headers(self.standing)
+    def headers(self) -> bytes:
+        """What every reply bears: whole lines."""
+        return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (
+            self.request_id.encode(),
+            (time.monotonic() - self.arrived) * 1000,
+            b"" if self.standing is None else limit_headers(self.standing),
+        )
 
     def answer(self, error: GatewayError) -> None:
         """Tells the client: with a status while there has been none, else with the event that ends a stream."""
@@ -141,8 +124,8 @@ class Run:
         sink, endpoint = self.sink, self.head.endpoint
         if not sink.started:
             body = wire_errors.body(error, endpoint)
-            headers = [*self.headers(), (b"content-type", b"application/json"), *wire_errors.headers(error)]
-            sink.start(error.status, headers, len(body))
+            more = lines([(b"content-type", b"application/json"), *wire_errors.headers(error)])
+            sink.start(error.status, self.headers() + more, len(body))
             sink.finish(body)
         else:
             sink.close_after()
@@ -195,7 +178,7 @@ class Run:
 
     def outcome(self, usage: Usage | None) -> Outcome:
         error, first, replica = self.error, self.first_byte, self.tried[-1] if self.tried else None
-        ttft = None if first is None else first - self.head.arrived
+        ttft = None if first is None else first - self.arrived
         if self.client_gone:
             return Outcome(CLIENT_CLOSED_REQUEST, "client_cancelled", None, usage, replica, ttft, len(self.tried))
         if error is None:
@@ -206,14 +189,14 @@ class Run:
 
     def record(self, outcome: Outcome) -> None:
         head, gateway = self.head, self.gateway
-        seconds = time.monotonic() - head.arrived
+        seconds = time.monotonic() - self.arrived
         metrics = self.model.metrics if self.model is not None else gateway.metrics.other_model
         metrics.request(head.endpoint.path, outcome.status, seconds)
         usage = outcome.usage
         gateway.access_log.append(
             AccessRecord(
                 time.time() - seconds,
-                head.request_id,
+                self.request_id,
                 self.caller.name if self.caller is not None else None,
                 self.call.model if self.call is not None else None,
                 head.endpoint.path,

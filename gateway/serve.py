@@ -13,7 +13,7 @@ from gateway.errors import Fault, GatewayError
 from gateway.failover import take_up
 from gateway.head import judge_head
 from gateway.policy import Gateway, Model
-from gateway.relay import ClientGone, Terms, relay
+from gateway.relay import ClientGone, relay
 from gateway.routing.balance import pick
 from gateway.routing.models import Plan, plan
 from gateway.run import Run
@@ -26,10 +26,10 @@ log = structlog.get_logger("penstock")
 MAX_ATTEMPTS = 3
 RETURN_POLL = 0.25  # seconds
 
-ReadBody = Callable[[], Awaitable[bytes | bytearray]]
+Body = bytes | Callable[[], Awaitable[bytes | bytearray]]  # what is there, or a way to wait for it
 
 
-async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -> None:
+async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
     """Answers one request. Never raises; settles in every way out, exactly once. When cancelled, it ends what it has begun
     with an error."""
     policy, run = gateway.policy, Run(gateway, head, sink)
@@ -39,7 +39,7 @@ async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -
             raise errors.draining()
         run.caller = policy.keyring.identify(head.authorization, head.api_key)
         judge_head(head, policy.max_body_bytes)
-        call = run.call = decode(head.endpoint, await read_body())
+        call = run.call = decode(head.endpoint, body if isinstance(body, bytes) else await body())
         run.ready = time.monotonic()
         made = plan(call, run.caller, policy.models, run.ready)
         run.model = made.model
@@ -57,7 +57,7 @@ async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -
     except asyncio.CancelledError:
         run.answer(errors.draining())
     except Exception:
-        log.exception("a fault in the gateway", request_id=head.request_id)
+        log.exception("a fault in the gateway", request_id=run.request_id)
         run.answer(errors.internal())
     finally:
         run.settle()
@@ -66,7 +66,8 @@ async def serve(gateway: Gateway, head: Head, read_body: ReadBody, sink: Sink) -
 
 async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) -> None:
     """Pick and attempt, until an answer is whole or can't be had. Free before the first byte, afterwards only by resuming."""
-    model, terms = plan.model, run.terms(plan)
+    model = plan.model
+    run.bind(call, plan)
     outcomes, failovers = model.metrics.attempts, model.metrics.failovers
     failure: GatewayError | None = None
     while len(run.tried) < MAX_ATTEMPTS + run.deaths:
@@ -77,7 +78,7 @@ async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) ->
             break
         run.tried.append(replica.id)
         try:
-            await attempt(gateway, run, call, replica, terms)
+            await attempt(gateway, run, call, replica)
         except Unreachable:
             outcomes["unreachable"] += 1
         except GatewayError as error:
@@ -116,19 +117,20 @@ async def returning(gateway: Gateway, model: Model) -> Replica | None:
     return None
 
 
-async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica, terms: Terms) -> None:
+async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica) -> None:
     """One replica. Returns when the answer is whole. Raises `Unreachable`, `GatewayError`, `ClientGone`."""
-    resumed = None
-    if run.deaths and terms.trail is not None:
-        call, resumed, rest = await take_up(gateway.client, replica, call, terms.trail)
+    resumed, trail = None, run.trail
+    if run.deaths and trail is not None:
+        # A task of its own, because it has deadlines.
+        call, resumed, rest = await asyncio.create_task(take_up(gateway.client, replica, call, trail))
         if rest:
-            receiver = relay(call, replica.model, run.sink, terms, resumed)
+            receiver = relay(call, replica.model, run.sink, run, resumed)
             run.take(receiver)
             receiver.data(rest)
-            return await receiver.done
-    body = encode(call, replica.served_name, with_ids=terms.trail is not None)
+            return await receiver
+    body = encode(call, replica.served_name, with_ids=trail is not None)
     for fresh in (False, True):
-        receiver = relay(call, replica.model, run.sink, terms, resumed)
+        receiver = relay(call, replica.model, run.sink, run, resumed)
         run.take(receiver)
         connection = await gateway.client.send(replica, call.endpoint.engine_path, body, receiver, fresh=fresh)
         receiver.connection = connection
@@ -137,7 +139,7 @@ async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica, term
         answered = False
         try:
             run.sink.watch(receiver)
-            await receiver.done
+            await receiver
             answered = True
             return None
         except StaleConnectionError:

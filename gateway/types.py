@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 Headers = list[tuple[bytes, bytes]]  # names in lower case, as ASGI has them
 
 
+def lines(headers: Headers) -> bytes:
+    """The same as lines of HTTP/1.1, each with its end."""
+    return b"".join([b"%b: %b\r\n" % field for field in headers])
+
+
 class Endpoint(NamedTuple):
     """A row of the endpoint table (`wire.openai.ENDPOINTS`)."""
 
@@ -28,10 +33,10 @@ class Endpoint(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a door knows when a request's headers are complete."""
+    """What a door knows when a request's headers are complete. The same for all requests with the same headers."""
 
     endpoint: Endpoint
-    request_id: str
+    request_id: str | None  # the client's own, where it is harmless
     authorization: tuple[bytes, ...]  # raw header values
     api_key: tuple[bytes, ...]  # raw x-api-key values
     content_type: bytes
@@ -39,7 +44,6 @@ class Head(NamedTuple):
     content_length: int | None  # bytes as announced; None when chunked
     retry_count: int | None  # x-stainless-retry-count: which attempt of the client's own this is
     client: str  # the peer's address, for the log alone
-    arrived: float  # monotonic seconds
 
 
 class Caller(NamedTuple):
@@ -91,8 +95,8 @@ class Sink(Protocol):
     gone: bool
     started: bool
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
-        """Status line and headers. `length` is the body's size in bytes, None if it is not known (chunked)."""
+    def start(self, status: int, headers: bytes, length: int | None) -> None:
+        """Status line and headers (whole lines). `length` is the body's size in bytes, None if it is not known (chunked)."""
 
     def write(self, data: bytes) -> None:
         """A piece of the body; goes out without delay."""

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "I/O",
         (
             "gateway.auth",
+            "gateway.drive",
             "gateway.limits.redis",
             "gateway.observe",
             "gateway.store",

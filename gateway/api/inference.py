@@ -9,7 +9,7 @@ from gateway.head import make_head, too_large
 from gateway.policy import Gateway
 from gateway.relay import ClientGone
 from gateway.serve import serve
-from gateway.types import Endpoint, Headers, Watcher
+from gateway.types import Endpoint, Watcher
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,11 +34,12 @@ class AsgiSink:
         self._paused = False
         self._wake = asyncio.Event()
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, headers: bytes, length: int | None) -> None:
         self.started = True
+        fields = [tuple(line.split(b": ", 1)) for line in headers.split(b"\r\n")[:-1]]
         if length is not None:
-            headers = [*headers, (b"content-length", b"%d" % length)]
-        self._messages.append({"type": "http.response.start", "status": status, "headers": headers})
+            fields.append((b"content-length", b"%d" % length))
+        self._messages.append({"type": "http.response.start", "status": status, "headers": fields})
         self._wake.set()
 
     def write(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from engines.types import FleetView
 from gateway.errors import GatewayError
-from gateway.head import request_id
+from gateway.head import fresh_id, request_id
 from gateway.observe.metrics import CONTENT_TYPE
 from gateway.policy import Gateway, Model
 from gateway.routing.models import not_found
@@ -58,7 +58,7 @@ def routes(gateway: Gateway, started: int) -> list[tuple[str, Handler]]:
     def guarded(handler: Callable[[Request, Caller], Response]) -> Handler:
         async def checked(request: Request) -> Response:
             given = request.headers.get("x-request-id")
-            own = {"x-request-id": request_id(given.encode("latin-1") if given is not None else None)}
+            own = {"x-request-id": request_id(given.encode("latin-1") if given is not None else None) or fresh_id()}
             try:
                 response = handler(request, _identify(gateway, request))
                 response.headers.update(own)

@@ -17,6 +17,7 @@ MAX_LINE: Final = 4 * 1024  # bytes of a line in a chunked body: a chunk's size,
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 UPGRADE: Final = re.compile(rb"(?im)^upgrade(?=[ \t]*:)")
 REQUEST_LINE: Final = re.compile(rb"[!-~]{1,32} +([^\r\n]*?) +HTTP/1\.[01]\r$")
+CONTENT_LENGTH: Final = re.compile(rb"(?i)(\r\ncontent-length:[ \t]*)([0-9]{1,15})[ \t]*(?=\r\n)")
 CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
 
 

@@ -8,21 +8,22 @@ import asyncio
 import time
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from gateway.drive import Drive
 from gateway.edge import guard
-from gateway.edge.sink import EdgeSink, head as reply_head
+from gateway.edge.sink import EdgeSink, default_lines, status_line
 from gateway.errors import GatewayError
 from gateway.head import make_head, too_large
 from gateway.policy import Gateway
 from gateway.relay import ClientGone
-from gateway.serve import serve
-from gateway.types import Endpoint
+from gateway.serve import Body, serve
+from gateway.types import Endpoint, Head, lines
 from gateway.wire import errors as wire_errors, sse
 from gateway.wire.openai import ENDPOINTS
 
@@ -52,6 +53,15 @@ class Timeouts:
         self.idle = idle
 
 
+class Known(NamedTuple):
+    """A head that was judged. A client's heads are all alike but for the length of the body, so one judgement does."""
+
+    prefix: bytes  # up to the number in Content-Length
+    suffix: bytes  # what follows it
+    head: Head
+    keep_alive: bool
+
+
 class EdgeProtocol(HttpToolsProtocol):
     """Made by uvicorn for each connection; `bound` gives it what it works with."""
 
@@ -71,6 +81,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self.touched = False  # bytes of the next request have come
         self.version = "1.1"
         self.sink: EdgeSink | None = None  # of the request in the fast lane
+        self._head: Head | None = None  # of that request
+        self._known: Known | None = None
         self._first = True  # no request has been answered yet
         self._held = b""  # bytes not yet fed
         self._left = 0  # bytes to come: of the body, or of the current chunk
@@ -96,6 +108,8 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._held:
             data = self._held + data
             self._held = b""
+        elif self._known is not None and self.stage is Stage.HEAD and self._take(self._known, data):
+            return
         while data:
             stage = self.stage
             if stage is Stage.HEAD:
@@ -107,6 +121,31 @@ class EdgeProtocol(HttpToolsProtocol):
                 return
             else:
                 return
+
+    def _take(self, known: Known, data: bytes) -> bool:
+        """Serves a request that is all there, if its head is known."""
+        prefix, suffix, head, keep_alive = known
+        if not data.startswith(prefix):
+            return False
+        start = len(prefix)
+        end = data.find(suffix, start, start + 16 + len(suffix))
+        digits = data[start:end]
+        if end < 0 or not digits.isdigit():
+            return False
+        body = data[end + len(suffix) :]
+        size = int(digits)
+        if len(body) != size or size > self.gateway.policy.max_body_bytes:
+            return False
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self.stage = Stage.ANSWER
+        self._fault = self._whole = None
+        sink = EdgeSink(
+            self.transport, self.server_state, self._answered, keep_alive=keep_alive and not self.gateway.draining
+        )
+        self.sink = sink
+        self._drive(head, body, sink)
+        return True
 
     def _hold(self, data: bytes) -> None:
         """Keeps what was pipelined. Reading goes on, or a disconnect would go unnoticed."""
@@ -152,14 +191,36 @@ class EdgeProtocol(HttpToolsProtocol):
         self._fault = None
         self._parsed = self._discard = False
         if not self._feed(guard.without_upgrade(head)):
+            if self.sink is not None and self._head is not None:
+                self._drive(self._head, self._read_body, self.sink)  # it tells what is wrong
             return b""
         if self._refusal is not None:
             self._refuse(self._refusal)
             return b""
         self.headers = []  # what a trailer holds is never taken for a header
+        data = data[end:]
         if self._parsed:
             self._message_ends()
-        return data[end:]
+        sink, judged = self.sink, self._head
+        if sink is not None and judged is not None:
+            if not self._first and self._known is None:
+                self._known = self._learn(head, judged, sink)
+            if data and self.stage is Stage.BODY and len(data) >= self._left:
+                data = self._feed_body(data)
+            self._drive(judged, self._read_body, sink)
+        return data
+
+    def _learn(self, raw: bytes, head: Head, sink: EdgeSink) -> Known | None:
+        """What to know this head by when it comes again: this is no one-off, but a client with more to ask."""
+        found = guard.CONTENT_LENGTH.findall(raw)
+        if len(found) != 1 or self.version != "1.1" or self._chunked or self.expect_100_continue:
+            return None
+        prefix, number = found[0]
+        start = raw.index(prefix) + len(prefix)
+        # The length is each request's own.
+        return Known(
+            raw[:start], raw[start + len(number) :], head._replace(content_length=None), keep_alive=sink.keep_alive
+        )
 
     def _feed_body(self, data: bytes) -> bytes:
         if self._chunked:
@@ -263,7 +324,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.url, self.headers[:], self.expect_100_continue = url, found, expected
             super().on_headers_complete()
             return
-        self._begin(endpoint)
+        self._prepare(endpoint)
 
     def on_body(self, body: bytes) -> None:
         self._came += len(body)
@@ -286,20 +347,22 @@ class EdgeProtocol(HttpToolsProtocol):
 
     # ---- the fast lane
 
-    def _begin(self, endpoint: Endpoint) -> None:
+    def _prepare(self, endpoint: Endpoint) -> None:
         client = self.client
-        head = make_head(endpoint, self.headers, client[0] if client else "")
+        self._head = make_head(endpoint, self.headers, client[0] if client else "")
         self._whole = None
-        self.sink = sink = EdgeSink(
+        self.sink = EdgeSink(
             self.transport,
-            self.server_state.default_headers,
+            self.server_state,
             self._answered,
             keep_alive=self.version != "1.0" and self.parser.should_keep_alive() and not self.gateway.draining,
             version_1_0=self.version == "1.0",
         )
-        task = self.loop.create_task(serve(self.gateway, head, self._read_body, sink))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+
+    def _drive(self, head: Head, body: Body, sink: EdgeSink) -> None:
+        drive = Drive(serve(self.gateway, head, body, sink), self.tasks.discard)
+        self.tasks.add(drive)  # type: ignore[arg-type]  # uvicorn counts and cancels them: both work
+        drive.step()
 
     async def _read_body(self) -> bytearray:
         """The body, when it is all there. Raises `GatewayError`, `ClientGone`."""
@@ -343,7 +406,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _next(self) -> None:
         """On to the next request of this connection."""
-        self.sink = None
+        self.sink = self._head = None
         self.stage = Stage.HEAD
         self.touched = self._first = False
         self.since = time.monotonic()
@@ -374,9 +437,10 @@ class EdgeProtocol(HttpToolsProtocol):
             self.transport.abort()
             return
         body = wire_errors.body(error)
-        fields = [*wire_errors.headers(error), (b"content-type", b"application/json")]
-        parts = reply_head(error.status, fields, self.server_state.default_headers, close=True)
-        self.transport.write(b"".join([*parts, b"content-length: %d\r\n\r\n" % len(body), body]))
+        fields = [*wire_errors.headers(error), (b"content-type", b"application/json"), (b"connection", b"close")]
+        fields.append((b"content-length", b"%d" % len(body)))
+        head = status_line(error.status) + default_lines(self.server_state.default_headers) + lines(fields)
+        self.transport.write(b"%b\r\n%b" % (head, body))
         self.gateway.metrics.other_model.request("none", error.status, 0)
         self._close_gently()
 

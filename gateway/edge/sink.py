@@ -4,7 +4,9 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from gateway.types import Headers, Watcher
+from uvicorn.server import ServerState
+
+from gateway.types import Headers, Watcher, lines
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,56 +18,43 @@ def status_line(status: int) -> bytes:
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-def head(status: int, headers: Headers, default: Headers, *, close: bool) -> list[bytes]:
-    """Status line and headers, without the blank line."""
-    parts = [status_line(status)]
-    parts += [b"%b: %b\r\n" % field for field in default]
-    parts += [b"%b: %b\r\n" % field for field in headers]
-    if close:
-        parts.append(b"connection: close\r\n")
-    return parts
+_default: tuple[Headers, bytes] = ([], b"")  # the last ones seen, and the same as lines: they change once a second
+
+
+def default_lines(headers: Headers) -> bytes:
+    """uvicorn's own headers, as lines."""
+    global _default  # noqa: PLW0603 - a cache of one
+    if _default[0] is not headers:
+        _default = (headers, lines(headers))
+    return _default[1]
 
 
 class EdgeSink:
     """The client's side of one request. Every write is a system call, so status line, headers and the body's first piece
     leave together, and so do its last piece and its end."""
 
-    __slots__ = (
-        "_chunked",
-        "_default",
-        "_head",
-        "_keep_alive",
-        "_on_finish",
-        "_transport",
-        "_version_1_0",
-        "_watcher",
-        "finished",
-        "gone",
-        "paused",
-        "started",
-    )
+    gone = False
+    started = False
+    finished = False
+    paused = False
+    _chunked = False
+    _head = b""
+    _watcher: Watcher | None = None
 
     def __init__(
         self,
         transport: "asyncio.Transport",
-        default: Headers,
+        state: ServerState,
         on_finish: Callable[[], None],
         *,
         keep_alive: bool,
-        version_1_0: bool,
+        version_1_0: bool = False,
     ) -> None:
         self._transport = transport
-        self._default = default
+        self._state = state
         self._on_finish = on_finish
         self._keep_alive = keep_alive
         self._version_1_0 = version_1_0
-        self._chunked = False
-        self._head = b""
-        self._watcher: Watcher | None = None
-        self.gone = False
-        self.started = False
-        self.finished = False
-        self.paused = False
 
     @property
     def keep_alive(self) -> bool:
@@ -75,24 +64,27 @@ class EdgeSink:
         """The connection will not be used for another request; the headers say so if they are not out yet."""
         self._keep_alive = False
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, headers: bytes, length: int | None) -> None:
         self.started = True
-        if length is None and self._version_1_0:
-            self._keep_alive = False  # the end of the connection is the end of the body
-        parts = head(status, headers, self._default, close=not self._keep_alive)
         if length is not None:
-            parts.append(b"content-length: %d\r\n\r\n" % length)
+            framing = b"content-length: %d\r\n\r\n" % length
         elif self._version_1_0:
-            parts.append(b"\r\n")
+            self._keep_alive = False  # the end of the connection is the end of the body
+            framing = b"\r\n"
         else:
             self._chunked = True
-            parts.append(b"transfer-encoding: chunked\r\n\r\n")
-        self._head = b"".join(parts)  # goes out with the first piece of the body
+            framing = b"transfer-encoding: chunked\r\n\r\n"
+        if not self._keep_alive:
+            framing = b"connection: close\r\n" + framing
+        # Goes out with the first piece of the body.
+        self._head = status_line(status) + default_lines(self._state.default_headers) + headers + framing
 
     def write(self, data: bytes) -> None:
         if self.gone or not data:
             return
-        if self._chunked:
+        if self._chunked and not self._head:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        elif self._chunked:
             data = b"%b%x\r\n%b\r\n" % (self._head, len(data), data)
             self._head = b""
         elif self._head:

@@ -2,32 +2,27 @@
 
 import math
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Final
 
 from gateway.limits.base import Standing
 
-Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-
-def limit_headers(standing: Standing) -> Headers:
-    """Limit, remaining and reset of each per-minute limit there is."""
+def limit_headers(standing: Standing) -> bytes:
+    """Limit, remaining and reset of each per-minute limit there is, as whole lines."""
     requests, tokens = standing
-    found: Headers = []
+    found = b""
     if requests is not None:
         limit, remaining, reset = requests
-        found += (
-            (b"x-ratelimit-limit-requests", b"%d" % limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % remaining),
-            (b"x-ratelimit-reset-requests", _duration(math.ceil(reset * 1000))),
-        )
+        found = _REQUESTS % (limit, remaining, _duration(math.ceil(reset * 1000)))
     if tokens is not None:
         limit, remaining, reset = tokens
-        found += (
-            (b"x-ratelimit-limit-tokens", b"%d" % limit),
-            (b"x-ratelimit-remaining-tokens", b"%d" % remaining),
-            (b"x-ratelimit-reset-tokens", _duration(math.ceil(reset * 1000))),
-        )
+        found += _TOKENS % (limit, remaining, _duration(math.ceil(reset * 1000)))
     return found
+
+
+_LINES: Final = b"x-ratelimit-limit-KIND: %d\r\nx-ratelimit-remaining-KIND: %d\r\nx-ratelimit-reset-KIND: %b\r\n"
+_REQUESTS: Final = _LINES.replace(b"KIND", b"requests")
+_TOKENS: Final = _LINES.replace(b"KIND", b"tokens")
 
 
 # After an admission a reset lies between 60 and 60.5 s: a few hundred values come again and again.

@@ -167,24 +167,20 @@ class AccessRecord(NamedTuple):
 
 
 def encode(record: AccessRecord) -> bytes:
-    """One line of JSON, in which nothing that a client chose can be long, end the line or steer a terminal."""
-    fields = record._asdict()
-    second = int(record.time)
-    fields["time"] = f"{_utc(second)}.{int((record.time - second) * 1000):03d}Z"
-    fields["duration"] = round(record.duration, 6)
-    if record.ttft is not None:
-        fields["ttft"] = round(record.ttft, 6)
-    try:
-        line = orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
-    except orjson.JSONEncodeError:  # half a surrogate pair
-        line = b""
-    if line and len(line) <= _LONG and line.isascii() and b"\x7f" not in line:
-        return line
-    plain = {name: _plain(value) if isinstance(value, str) else value for name, value in fields.items()}
-    return orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE)
+    """One line of JSON, in which nothing that a client chose can be long, end the line or steer a terminal.
 
-
-_LONG: Final = 1024  # bytes of a line that need a closer look; ordinary ones have 400
+    Put together by hand, in a third of the time that a dict and a general encoder take: most of it comes again and again.
+    """
+    second, ttft = int(record.time), record.ttft
+    return (
+        f'{{"time":"{_utc(second)}.{int((record.time - second) * 1000):03d}Z","request_id":{_fresh(record.request_id)},'
+        f'"key":{_known(record.key)},"model":{_known(record.model)},"endpoint":{_known(record.endpoint)},'
+        f'"replica":{_known(record.replica)},"status":{record.status},"prompt_tokens":{_number(record.prompt_tokens)},'
+        f'"completion_tokens":{_number(record.completion_tokens)},"cached_tokens":{_number(record.cached_tokens)},'
+        f'"ttft":{"null" if ttft is None else f"{ttft:.6f}"},"duration":{record.duration:.6f},'
+        f'"attempts":{record.attempts},"outcome":{_known(record.outcome)},"code":{_known(record.code)},'
+        f'"retry_count":{_number(record.retry_count)},"client":{_known(record.client)}}}\n'
+    ).encode()
 
 
 @lru_cache(maxsize=4)
@@ -192,8 +188,24 @@ def _utc(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _plain(text: str, longest: int = 256) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
+def _number(value: int | None) -> int | str:
+    return "null" if value is None else value
+
+
+def _quoted(text: str | None, longest: int = 256) -> str:
+    """As JSON, without what a terminal would obey."""
+    if text is None:
+        return "null"
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
+    return orjson.dumps(plain).decode()
+
+
+_known = lru_cache(maxsize=4096)(_quoted)
+
+
+def _fresh(text: str) -> str:
+    """As `_quoted`, for what comes once."""
+    return f'"{text}"' if text.isidentifier() and len(text) <= 128 else _quoted(text)
 
 
 SLICE: Final = 32  # records encoded in one go, some 0.15 ms

@@ -132,8 +132,12 @@ class ResumedMeter:
     def tokens(self) -> int:
         return self._trail.tokens
 
-    def lone(self, chunk: bytes) -> bytes:
-        return b""
+    def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:
+        return at
+
+    @property
+    def lone(self) -> None:
+        return None
 
     def release(self) -> bytes:
         held, self._held = self._held, b""

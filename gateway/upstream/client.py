@@ -10,15 +10,19 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from engines.types import Replica
 from gateway import errors
+from gateway.wire.chunked import Chunks
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds
+MAX_HEAD: Final = 64 * 1024  # bytes
+KNOWN_HEADS: Final = 256
+UNTIL_CLOSED: Final = 1 << 62  # bytes: no length is given
 IDLE_MAX: Final = 4.0  # seconds; vLLM closes idle connections after 5 (VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
 
 
@@ -40,38 +44,62 @@ class Receiver(Protocol):
         """The connection broke before the answer's end: `StaleConnectionError` or `GatewayError` engine_failed."""
 
 
+class ReplyHead(NamedTuple):
+    """What the head of an engine's answer says."""
+
+    status: int
+    content_type: bytes
+    keep_alive: bool
+    length: int | None  # bytes of the body; None: chunked, or until the connection's end
+    chunked: bool
+
+
+class _HeadReader:
+    """Judges one head by llhttp, which is strict about what could be read in two ways."""
+
+    def __init__(self) -> None:
+        self._fields: dict[bytes, bytes] = {}
+        self._parser = httptools.HttpResponseParser(self)
+        self.found: ReplyHead | None = None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        status, fields = self._parser.get_status_code(), self._fields
+        length = 0 if status in (204, 304) else int(fields[b"content-length"]) if b"content-length" in fields else None
+        chunked = length is None and fields.get(b"transfer-encoding", b"").lower() == b"chunked"
+        # Whether the connection stays is known only now: llhttp forgets it at the message's end.
+        keep_alive = self._parser.should_keep_alive()
+        self.found = ReplyHead(status, fields.get(b"content-type", b""), keep_alive, length, chunked)
+
+    def read(self, head: bytes) -> ReplyHead:
+        """Raises `ValueError`."""
+        try:
+            self._parser.feed_data(head)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            raise ValueError from None
+        if self.found is None:
+            raise ValueError
+        return self.found
+
+
 class Connection(asyncio.Protocol):
     """A connection to one engine: idle in its pool, or busy with one exchange."""
 
-    __slots__ = (
-        "_content_type",
-        "_head",
-        "_keep_alive",
-        "_parser",
-        "_paused",
-        "_pieces",
-        "_pool",
-        "_receiver",
-        "_reused",
-        "_touched",
-        "_transport",
-        "_whole",
-        "idle_since",
-    )
-
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
-        self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._receiver: Receiver | None = None
         self._reused = False  # this exchange is not the connection's first
         self._touched = False  # bytes of this exchange's answer have come
         self._whole = False  # this exchange's answer has ended
-        self._head = False
         self._keep_alive = False
         self._paused = False
-        self._content_type = b""
-        self._pieces: list[bytes] = []  # of the body, out of one read
+        self._head = b""  # the head, as far as it has come
+        self._left: int | None = None  # bytes of the body to come
+        self._chunks: Chunks | None = None
+        self._between = False  # the next byte begins a chunk
         self.idle_since = 0.0
 
     # ---- what the gateway does
@@ -79,8 +107,9 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, receiver: Receiver) -> None:
         assert self._transport is not None
         self._receiver = receiver
-        self._touched = self._whole = self._head = False
-        self._content_type = b""
+        self._touched = self._whole = self._between = False
+        self._left = self._chunks = None
+        self._head = b""
         self._transport.write(request)
 
     def release(self, *, answered: bool = False) -> None:
@@ -92,10 +121,12 @@ class Connection(asyncio.Protocol):
         self._receiver = None
         pool = self._pool
         pool.open -= 1
-        if not self.alive:
+        transport = self._transport
+        if transport is None or transport.is_closing():
             return
         if (self._whole or answered) and self._keep_alive and not pool.closed:
-            self.resume()  # the client of the last exchange may have been slow
+            if self._paused:  # the client of the last exchange was slow
+                self.resume()
             self._reused = True
             self.idle_since = time.monotonic()
             pool.idle.append(self)
@@ -117,13 +148,9 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     @property
-    def alive(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
-
-    @property
     def usable(self) -> bool:
         """An idle connection whose last answer has ended."""
-        return self._whole and self.alive
+        return self._whole and self._transport is not None and not self._transport.is_closing()
 
     # ---- what the event loop tells
 
@@ -131,22 +158,21 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
-        broken = self._whole  # bytes that nobody asked for: the next answer could be taken for another's
-        if not broken:
-            self._touched = True
+        if self._between:
+            # An engine sends each event as a chunk of its own, and as a rule it comes alone.
+            end = data.find(b"\r\n", 0, 12)
             try:
-                self._parser.feed_data(data)
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-                broken = True
-        # An engine sends each event as a chunk of its own; what came in one read goes on in one piece.
-        receiver, pieces = self._receiver, self._pieces
-        if pieces:
-            self._pieces = []
-            if receiver is not None:
-                receiver.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        if receiver is not None and self._whole:
-            receiver.end()
-        if broken:
+                size = int(data[:end], 16)
+            except ValueError:
+                size = 0
+            if size > 0 and end + size + 4 == len(data) and data.endswith(b"\r\n"):
+                if self._receiver is not None:
+                    self._receiver.data(data[end + 2 : -2])
+                return
+        self._touched = True
+        try:
+            self._read(data)
+        except ValueError:
             self._lose(errors.upstream_error())
             self.close()
 
@@ -164,31 +190,70 @@ class Connection(asyncio.Protocol):
         if receiver is not None and not self._whole:
             receiver.lost(why)
 
-    # ---- what the parser tells
+    # ---- reading an answer
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(name) == 12 and name.lower() == b"content-type":
-            self._content_type = value
+    def _read(self, data: bytes) -> None:
+        """Raises `ValueError` for what is no answer, or more than one: it could be taken for another request's."""
+        if self._whole:
+            raise ValueError
+        chunks = self._chunks
+        if self._left is None and chunks is None:
+            read = self._read_head(data)
+            if read is None:
+                return
+            data, chunks = read, self._chunks
+        surplus = b""
+        if chunks is not None:
+            data = chunks.feed(data)
+            self._between = chunks.between
+            if chunks.whole:
+                self._whole, surplus = True, chunks.rest
+        elif self._left is not None:
+            data, surplus = data[: self._left], data[self._left :]
+            self._left -= len(data)
+            self._whole = self._left == 0
+        receiver = self._receiver
+        if receiver is not None:
+            # What came in one read goes on in one piece.
+            if data:
+                receiver.data(data)
+            if self._whole:
+                receiver.end()
+        if surplus:
+            raise ValueError
 
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if self._receiver is not None and status >= 200:
-            self._head = True
-            self._keep_alive = self._parser.should_keep_alive()  # known only now; at the end it is forgotten
-            self._receiver.head(status, self._content_type)
-
-    def on_body(self, chunk: bytes) -> None:
-        self._pieces.append(chunk)
-
-    def on_message_complete(self) -> None:
-        if self._head:  # an interim answer (100, 103) has none
-            self._whole = True
+    def _read_head(self, data: bytes) -> bytes | None:
+        """What follows the answer's head; None while that is not whole. Raises `ValueError`."""
+        if self._head:
+            data = self._head + data
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                if len(data) > MAX_HEAD or not data.startswith(b"HTTP/1."[: len(data)]):
+                    raise ValueError
+                self._head = data
+                return None
+            head = self._pool.judge(data[:end])
+            data = data[end:]
+            if head.status >= 200:
+                break
+        self._head = b""
+        self._keep_alive = head.keep_alive
+        self._left = head.length
+        if head.chunked:
+            self._chunks = Chunks()
+            self._between = not data
+        elif head.length is None:
+            self._left = UNTIL_CLOSED
+        if self._receiver is not None:
+            self._receiver.head(head.status, head.content_type)
+        return data
 
 
 class Pool:
     """The connections to one engine."""
 
-    __slots__ = ("_connect", "_head", "closed", "idle", "open")
+    __slots__ = ("_connect", "_head", "_heads", "api_key", "closed", "idle", "open")
 
     def __init__(self, url: str, api_key: str | None, tls: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
@@ -203,6 +268,8 @@ class Pool:
         if api_key is not None:
             lines.append(f"authorization: Bearer {api_key}")
         self._head = "\r\n".join([" HTTP/1.1", *lines, "content-length: "]).encode()
+        self._heads: dict[bytes, ReplyHead] = {}
+        self.api_key = api_key
         self.idle: list[Connection] = []
         self.open = 0  # exchanges that have not been released: this gateway's load on the engine
         self.closed = False
@@ -210,28 +277,47 @@ class Pool:
     def request(self, path: str, body: bytes) -> bytes:
         return b"POST %b%b%d\r\n\r\n%b" % (path.encode(), self._head, len(body), body)
 
-    async def acquire(self, *, fresh: bool) -> Connection:
-        """An idle connection or a new one; counts as open from now on, until `Connection.release`.
+    def judge(self, head: bytes) -> ReplyHead:
+        """What an answer's head says: within a second an engine's heads are much alike. Raises `ValueError`."""
+        found = self._heads.get(head)
+        if found is None:
+            if len(self._heads) > KNOWN_HEADS:
+                self._heads.clear()
+            found = self._heads[head] = _HeadReader().read(head)
+        return found
+
+    def at_hand(self) -> Connection | None:
+        """An idle connection, if there is one. It counts as open from now on, until `Connection.release`."""
+        idle = self.idle
+        if not idle or idle[-1].idle_since < (horizon := time.monotonic() - IDLE_MAX):
+            return None
+        for i in reversed(range(len(idle))):
+            if idle[i].idle_since < horizon:
+                break
+            if idle[i].usable:
+                self.open += 1
+                return idle.pop(i)
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection; counts as open from now on, until `Connection.release`.
 
         Raises `Unreachable`. May be cancelled.
         """
         self.open += 1
-        if not fresh:
-            idle, horizon = self.idle, time.monotonic() - IDLE_MAX
-            for i in reversed(range(len(idle))):
-                if idle[i].idle_since < horizon:
-                    break
-                if idle[i].usable:
-                    return idle.pop(i)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, made = await self._connect()  # type: ignore[misc]
+            # A task of its own, because `asyncio.timeout` needs one.
+            return await asyncio.get_running_loop().create_task(self._dial())
         except (OSError, TimeoutError) as e:
             self.open -= 1
             raise Unreachable(str(e) or "timed out") from None
         except BaseException:
             self.open -= 1
             raise
+
+    async def _dial(self) -> Connection:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, made = await self._connect()  # type: ignore[misc]
         return cast(Connection, made)
 
     def forget(self, connection: Connection) -> None:
@@ -276,30 +362,33 @@ class EngineClient:
     """Pools by engine: one for each address and key, so that a restarted engine gets a new one."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self._pools: dict[tuple[str, str | None], Pool] = {}
+        self._pools: dict[str, Pool] = {}  # by URL
         self._tls = tls
 
     def pool(self, replica: Replica) -> Pool:
-        key = (replica.url, replica.api_key)
-        found = self._pools.get(key)
-        if found is None:
+        found = self._pools.get(replica.url)
+        if found is None or found.api_key != replica.api_key:
+            if found is not None:
+                found.close()
             if self._tls is None and replica.url.startswith("https:"):
                 self._tls = ssl.create_default_context()
-            found = self._pools[key] = Pool(replica.url, replica.api_key, self._tls)
+            found = self._pools[replica.url] = Pool(replica.url, replica.api_key, self._tls)
         return found
 
     def open(self, replica: Replica) -> int:
         """Requests that this gateway has open on the replica now."""
-        found = self._pools.get((replica.url, replica.api_key))
+        found = self._pools.get(replica.url)
         return found.open if found is not None else 0
 
-    async def send(self, replica: Replica, path: str, body: bytes, receiver: Receiver, *, fresh: bool) -> Connection:
+    async def send(
+        self, replica: Replica, path: str, body: bytes, receiver: Receiver, *, fresh: bool = False
+    ) -> Connection:
         """Sends one request; its answer goes to `receiver`. The caller must `release` the connection, whatever happens.
 
         `fresh`: not on a pooled connection. Raises `Unreachable`. May be cancelled while it connects.
         """
         pool = self.pool(replica)
-        connection = await pool.acquire(fresh=fresh)
+        connection = (None if fresh else pool.at_hand()) or await pool.connect()
         connection.send(pool.request(path, body), receiver)
         return connection
 
@@ -318,10 +407,10 @@ class EngineClient:
 
     def sweep(self, now: float) -> None:
         """Closes what has been idle for too long, and forgets the pools of engines that are no more in use."""
-        for key, pool in list(self._pools.items()):
+        for url, pool in list(self._pools.items()):
             pool.sweep(now - IDLE_MAX)
             if not pool.idle and not pool.open:
-                del self._pools[key]
+                del self._pools[url]
 
     def close(self) -> None:
         for pool in self._pools.values():

@@ -4,6 +4,7 @@ A stream's meter is asked about every event; most cost it a few byte searches an
 with its quotes cannot be fooled by text: inside a JSON string a quote is escaped.
 """
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol
 
@@ -43,9 +44,15 @@ class Meter(Protocol):
         """Judges one event as `sse.Splitter` gives it."""
         ...
 
-    def lone(self, chunk: bytes) -> bytes:
-        """What one read brought, as the client gets it, if that is one token and nothing else; empty if it must be read
-        the long way. Changes nothing then."""
+    def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:
+        """The quick way for a run of tokens: puts as many as follow each other from `at` on into `out`, as the client
+        gets them. Returns the index of the first event that must be read."""
+        ...
+
+    @property
+    def lone(self) -> Callable[[bytes], bytes] | None:
+        """The quickest way, if there is one, for what one read brought, if that is one token and nothing else: as the
+        client gets it, or empty if it must be read the long way (nothing has changed then)."""
         ...
 
     def release(self) -> bytes:
@@ -105,14 +112,12 @@ class OpenAIMeter:
     @property
     def tokens(self) -> int:
         trail = self.trail
-        return self._events if trail is None or trail.broken else trail.tokens
+        if trail is None:
+            return self._events
+        return max(self._events, len(trail.ids)) if trail.broken else trail.tokens
 
     def read(self, event: bytes) -> Verdict:
         trail = self.trail
-        if trail is not None and (plain := trail.plain(event)):
-            self.forward = plain
-            self._events += 1
-            return Verdict.TOKEN
         if b"\n" in event or not event.startswith(b"data: "):
             data = sse.payload(event)
             if data is None:
@@ -139,16 +144,19 @@ class OpenAIMeter:
             if not self._keep_usage and self._finished >= self._choices:
                 self._held = event
                 return Verdict.DROP
-        elif not self._events and b'"role":"' in event and b'"content":""' in event:
+        elif not self._events and b'"role":"' in event and b'"content":""' in event and not (trail and trail.ids):
             return Verdict.OTHER  # a chat's first chunk: no token yet
-        self._events += 1
+        return self._token()
+
+    def _token(self) -> Verdict:
+        if self.trail is None:
+            self._events += 1
+        elif self.trail.broken:  # until then the trail has counted
+            self._events = max(self._events + 1, len(self.trail.ids))
         return Verdict.TOKEN
 
-    def lone(self, chunk: bytes) -> bytes:
-        out = self.trail.lone(chunk) if self.trail is not None else b""
-        if out:
-            self._events += 1
-        return out
+    def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:
+        return at if self.trail is None else self.trail.plain(events, at, out)
 
     def _with_usage(self, event: bytes) -> Verdict:
         try:
@@ -163,8 +171,7 @@ class OpenAIMeter:
             self._finished += event.count(b'"finish_reason":"')
             if self.trail is not None:
                 self.forward = self.trail.note(event) if self.trail.prompt_ids else self.trail.first(event)
-            self._events += 1
-            return Verdict.TOKEN
+            return self._token()
         if self._keep_usage:
             return Verdict.OTHER
         fingerprint = chunk.get("system_fingerprint")
@@ -174,8 +181,11 @@ class OpenAIMeter:
         if fingerprint is not None and b'"system_fingerprint"' not in last:
             last = b'%b,"system_fingerprint":%b}' % (last[:-1], orjson.dumps(fingerprint))
         self.forward = last
-        self._events += 1
-        return Verdict.TOKEN
+        return self._token()
+
+    @property
+    def lone(self) -> Callable[[bytes], bytes] | None:
+        return None if self.trail is None else self.trail.lone
 
     def release(self) -> bytes:
         held, self._held = self._held, b""
@@ -216,8 +226,12 @@ class NamedEventMeter:
     def release(self) -> bytes:
         return b""
 
-    def lone(self, chunk: bytes) -> bytes:
-        return b""
+    def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:
+        return at
+
+    @property
+    def lone(self) -> None:
+        return None
 
     def read(self, event: bytes) -> Verdict:
         name, data = sse.name(event), sse.payload(event)

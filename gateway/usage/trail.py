@@ -31,6 +31,7 @@ class Trail:
     __slots__ = (
         "_end",
         "_first",
+        "_lone_end",
         "_plain",
         "_prefix",
         "_start",
@@ -46,6 +47,7 @@ class Trail:
         self._start, self._end = TEXT[path]
         self._plain = PLAIN[path]
         self._without = self._plain[:-1] + b"null}]}"
+        self._lone_end = self._without + b"\n\n"
         self._prefix = b"\n"  # what all of a stream's tokens begin with, up to the text; nothing begins with this
         self._first = b""
         self.overlap = ""  # after a cut: text that was sent and that `ids` do not cover yet
@@ -70,28 +72,38 @@ class Trail:
         self.broken = True  # an engine that does not know the field
         return event
 
-    def plain(self, event: bytes) -> bytes:
-        """The quick way for what nearly all events are, a token and nothing else: as `note`, or empty if it is not one."""
-        if not event.startswith(self._prefix) or not event.endswith(PLAIN_END):
-            return b""
-        end = event.rfind(self._plain)
-        if end < 0:
-            return b""
-        self.ids.append(event[end + len(self._plain) : -4])
-        self.pieces.append(event[len(self._prefix) : end])
-        return event[:end] + self._without
+    def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:
+        """The quick way for what nearly all events are, a token and nothing else: as `note` for as many as follow each
+        other from `at` on, put into `out`. Returns the index of the first that is something else."""
+        prefix, plain, without = self._prefix, self._plain, self._without
+        skip, length = len(prefix), len(plain)
+        for at in range(at, len(events)):  # noqa: B020, PLR1704 - where it stops is what is asked for
+            event = events[at]
+            if not event.startswith(prefix) or not event.endswith(PLAIN_END):
+                return at
+            end = event.rfind(plain)
+            if end < 0:
+                return at
+            self.ids.append(event[end + length : -4])
+            self.pieces.append(event[skip:end])
+            out.append(event[:end] + without)
+        return len(events)
 
     def lone(self, chunk: bytes) -> bytes:
         """As `plain`, for what one read brought, if that is one event with its blank line: the hot path's own way."""
         prefix, plain = self._prefix, self._plain
         if not chunk.startswith(prefix) or not chunk.endswith(b"]}]}\n\n"):
             return b""
-        end = chunk.find(plain, len(prefix))
-        if end < 0 or chunk.find(b"\n\n", end) != len(chunk) - 2:
+        start = len(prefix)
+        end = chunk.find(plain, start)
+        if end < 0:
             return b""
-        self.ids.append(chunk[end + len(plain) : -6])
-        self.pieces.append(chunk[len(prefix) : end])
-        return b"%b%b\n\n" % (chunk[:end], self._without)
+        ids = chunk[end + len(plain) : -6]
+        if len(ids) > 64:  # not the ids of one event, but more events
+            return b""
+        self.ids.append(ids)
+        self.pieces.append(chunk[start:end])
+        return chunk[:end] + self._lone_end
 
     def note(self, event: bytes) -> bytes:
         """Remembers what an event adds, and returns it without its ids."""

@@ -178,7 +178,22 @@ def _anthropic_message(message: object, path: str) -> None:
     _message(message, path, _anthropic_part)
 
 
-_messages: Final = array(_message, 100_000, minimum=1, null=False)
+_every_message: Final = array(_message, 100_000, minimum=1, null=False)
+
+
+def _messages(value: object, path: str) -> None:
+    if not isinstance(value, list) or not 0 < len(value) <= 100_000 or not all(map(_is_plain, value)):
+        _every_message(value, path)
+
+
+def _is_plain(message: object) -> bool:
+    """What nearly all messages are: a role and a text."""
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("content"), str)
+        and isinstance(role := message.get("role"), str)
+        and len(role) <= 64
+    )
 
 
 # ---- tools and structured output

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.errors import GatewayError
-from gateway.head import judge_head, make_head, request_id
+from gateway.head import fresh_id, judge_head, make_head, request_id
 from gateway.types import Head
 from gateway.wire.openai import ENDPOINTS
 
@@ -28,10 +28,14 @@ def head(*headers: tuple[bytes, bytes]) -> Head:
 )
 def test_request_id(given: bytes | None, kept: bool) -> None:
     made = request_id(given)
-    assert (made.encode() == given) is kept
-    if not kept:
-        assert made.startswith("req_")
-        assert request_id(given) != made
+    assert (made is not None and made.encode() == given) is kept
+    assert kept or made is None
+
+
+def test_fresh_ids_are_all_different_and_would_be_taken() -> None:
+    made = [fresh_id() for _ in range(1000)]
+    assert len(set(made)) == 1000
+    assert all(request_id(one.encode()) == one and one.startswith("req_") for one in made)
 
 
 def test_nothing() -> None:

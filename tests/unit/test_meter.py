@@ -254,14 +254,37 @@ def test_only_a_lone_token_goes_the_short_way(trail: bool) -> None:
     one = event({"choices": [choice]})
     without = event({"choices": [{**choice, "token_ids": None}]})
     made = OpenAIMeter(call(), Trail(CHAT) if trail else None)
-    assert made.lone(one + b"\n\n") == b""  # before the first one nothing is known
+    lone = made.lone
+    assert (lone is not None) is trail
+    assert NamedEventMeter().lone is None
+    if lone is None:
+        return
+    assert lone(one + b"\n\n") == b""  # before the first one nothing is known
     read(made, first, one)
     for other in (one, one + b"\n", one + b"\n\n" + one + b"\n\n", first + b"\n\n", DONE + b"\n\n", b""):
-        assert made.lone(other) == b""
+        assert lone(other) == b""
     before = made.tokens
-    assert made.lone(one + b"\n\n") == (without + b"\n\n" if trail else b"")
-    assert made.tokens == before + trail
-    assert NamedEventMeter().lone(one + b"\n\n") == b""
+    assert lone(one + b"\n\n") == without + b"\n\n"
+    assert made.tokens == before + 1
+
+
+@pytest.mark.parametrize("trail", [False, True])
+def test_a_run_of_tokens_goes_a_short_way(trail: bool) -> None:
+    """As `read` would have each of them, up to the first that is something else."""
+    choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None, "token_ids": [7]}
+    first = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [1]})
+    one = event({"choices": [choice]})
+    without = event({"choices": [{**choice, "token_ids": None}]})
+    last = event({"choices": [{**choice, "finish_reason": "stop"}]})
+    made = OpenAIMeter(call(), Trail(CHAT) if trail else None)
+    out: list[bytes] = []
+    assert made.plain([first, one], 0, out) == 0
+    read(made, first, one)
+    before = made.tokens
+    assert made.plain([last, one, one, one, last], 1, out) == (4 if trail else 1)
+    assert out == ([without] * 3 if trail else [])
+    assert made.tokens == before + len(out)
+    assert made.plain([one, one], 0, out) == (2 if trail else 0)
 
 
 # ---- named events

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import given, strategies as st
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.observe.metrics import Histogram
-from gateway.relay import KEEP_ALIVE_AFTER, MAX_ERROR_BODY, ClientGone, StreamRelay, Terms, Ticker, WholeRelay, relay
-from gateway.types import Call, Headers, Usage, Watcher
+from gateway.relay import KEEP_ALIVE_AFTER, MAX_ERROR_BODY, ClientGone, StreamRelay, Ticker, WholeRelay, relay
+from gateway.types import Call, Usage, Watcher
 from gateway.upstream.client import StaleConnectionError
 from gateway.usage.trail import Trail
 from gateway.wire.openai import ENDPOINTS
@@ -32,13 +33,17 @@ class Client:
         self.started = False
         self.finished = False
         self.status = 0
-        self.headers: Headers = []
+        self.headers: list[tuple[bytes, bytes]] = []
         self.length: int | None = None
         self.written: list[bytes] = []
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, headers: bytes, length: int | None) -> None:
         assert not self.started
-        self.started, self.status, self.headers, self.length = True, status, headers, length
+        assert headers.endswith(b"\r\n")
+        self.started, self.status, self.length = True, status, length
+        for line in headers.split(b"\r\n")[:-1]:
+            name, _, value = line.partition(b": ")
+            self.headers.append((name, value))
 
     def write(self, data: bytes) -> None:
         assert self.started
@@ -81,12 +86,27 @@ def histogram() -> Histogram:
     return Histogram((0.001, 1000.0))
 
 
+@dataclass
+class Request:
+    """What a relay asks of a request."""
+
+    arrived: float
+    deadline: float
+    stall_timeout: float
+    ttft: Histogram
+    inter_token: Histogram
+    trail: Trail | None
+
+    def headers(self) -> bytes:
+        return b"x-request-id: r\r\n"
+
+
 def made(
     path: str = CHAT, *, stream: bool = True, trail: Trail | None = None, **body: Any
 ) -> tuple[Any, Client, float]:
     """A relay, its client, and now."""
     now, client = time.monotonic(), Client()
-    terms = Terms(now, now + 600, STALL, lambda: [(b"x-request-id", b"r")], histogram(), histogram(), trail)
+    terms = Request(now, now + 600, STALL, histogram(), histogram(), trail)
     call = Call(BY_PATH[path], "tiny", {"model": "tiny", **body}, 10, stream, False, None)
     return relay(call, "tiny", client, terms), client, now
 
@@ -102,8 +122,8 @@ SSE = b"text/event-stream; charset=utf-8"
 
 def failure(one: Any) -> Any:
     """Why the attempt ended."""
-    assert one.done.done()
-    return one.done.exception()
+    assert one.happened
+    return one.error
 
 
 async def test_which_relay() -> None:
@@ -181,7 +201,7 @@ async def test_before_the_first_event_nothing_stalls() -> None:
     one, _, now = made()
     one.head(200, SSE)
     one.tick(now + STALL + 1)
-    assert not one.done.done()
+    assert not one.happened
 
 
 async def test_an_error_status_is_not_kept_alive() -> None:
@@ -200,7 +220,7 @@ async def test_the_deadline() -> None:
         one, _, now = made(stream=stream)
         one.head(200, SSE)
         one.tick(now + 599)
-        assert not one.done.done()
+        assert not one.happened
         one.tick(now + 601)
         assert failure(one).code == "timeout"
 
@@ -219,7 +239,7 @@ async def test_a_client_that_does_not_read_does_not_make_the_engine_stall() -> N
     one.resume()
     assert engine.asked == ["pause", "resume"]
     one.tick(now + 81 + STALL - 2)
-    assert not one.done.done()
+    assert not one.happened
     one.tick(now + 81 + STALL + 1)
     assert isinstance(failure(one), errors.EngineStalledError)
 
@@ -349,7 +369,8 @@ def test_the_networks_pieces_do_not_matter(cuts: list[int] | None, tokens: int, 
             pieces = [data[begin:end] for begin, end in pairwise(edges)]
         for piece in pieces:
             one.data(piece)
-        assert one.done.result() is None
+        assert one.happened
+        assert one.error is None
         return client.body, one
 
     body, one = asyncio.run(relayed())

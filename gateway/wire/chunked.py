@@ -1,0 +1,84 @@
+"""HTTP/1.1's chunked coding, taken off piece by piece (RFC 9112 §7.1). Pure."""
+
+import re
+from typing import Final
+
+MAX_LINE: Final = 4 * 1024  # bytes of a chunk's size with its extensions, or of a field of the trailer
+HEX: Final = re.compile(rb"[0-9A-Fa-f]+")
+SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
+
+
+class ChunkedError(ValueError):
+    """This is not what chunks look like."""
+
+
+class Chunks:
+    """Reads one body. `whole` once its last chunk and its trailer have come; `rest` are bytes that are not read yet."""
+
+    __slots__ = ("_left", "_trailer", "rest", "whole")
+
+    def __init__(self) -> None:
+        self.rest = b""
+        self.whole = False
+        self._left = 0  # bytes to come of the current chunk, with its line end
+        self._trailer = False
+
+    @property
+    def between(self) -> bool:
+        """The next byte begins a chunk."""
+        return not self._left and not self.rest and not self._trailer
+
+    def feed(self, data: bytes) -> bytes:
+        """The payload that came. Raises `ChunkedError`."""
+        if self.between and (payload := self._plain(data)) is not None:
+            return payload
+        data = self.rest + data
+        pieces, at, end = [], 0, len(data)
+        while at < end and not self.whole:
+            if self._left > 2:
+                step = min(self._left - 2, end - at)
+                pieces.append(data[at : at + step])
+                at += step
+                self._left -= step
+            elif self._left:
+                if end - at < 2:
+                    break
+                if data[at : at + 2] != b"\r\n":
+                    raise ChunkedError
+                at += 2
+                self._left = 0
+            else:
+                line = data.find(b"\r\n", at)
+                if (line if line >= 0 else end) - at > MAX_LINE:
+                    raise ChunkedError
+                if line < 0:
+                    break
+                self._line(data, at, line)
+                at = line + 2
+        self.rest = data[at:]
+        return b"".join(pieces)
+
+    def _plain(self, data: bytes) -> bytes | None:
+        """The quick way for whole chunks without line ends in them, which is what engines send; None if it is not that."""
+        parts = data.split(b"\r\n")
+        if parts.pop() or not parts or len(parts) % 2:
+            return None
+        pieces = parts[1::2]
+        sizes = parts[::2]
+        if not HEX.fullmatch(b"".join(sizes)):
+            return None
+        lengths = list(map(len, pieces))
+        if b"" in sizes or lengths != [int(size, 16) for size in sizes] or 0 in lengths[:-1]:
+            return None
+        self.whole = not lengths[-1]
+        return b"".join(pieces)
+
+    def _line(self, data: bytes, at: int, end: int) -> None:
+        if self._trailer:
+            self.whole = at == end
+        elif (digits := SIZE.match(data, at, end)) is None:
+            raise ChunkedError
+        elif size := int(digits[0], 16):
+            self._left = size + 2
+        else:
+            self._trailer = True
