@@ -1,0 +1,1 @@
+"""Keys, teams, use and the audit trail: the only SQL."""
