@@ -16,10 +16,11 @@ from engines.process import log_tail
 from engines.record import Record
 from engines.sources import ModelSource, RemoteEngine
 from engines.supervisor import Job, LocalEngine
-from engines.types import EngineEvent, FleetView, Replica, ReplicaState
+from engines.types import EngineEvent, EventKind, FleetView, Replica, ReplicaState
 
 _log: Final = logging.getLogger("engines")
 _AFTER_A_BUG: Final = 1.0  # seconds
+_DRAINED: Final = "drained by an operator"
 
 Engine = LocalEngine | RemoteEngine
 
@@ -153,6 +154,22 @@ class Fleet:
             task.cancel()
             await asyncio.wait({task})
         self._launch(engine)
+
+    def drain(self, replica_id: str) -> None:
+        """Let a replica take nothing new until `resume`: it runs on, shows as DRAINING, and its open requests end in
+        their time. That outlives restarts of its engine. May be called twice. Raises KeyError for an unknown replica."""
+        record = self._engine(replica_id).record
+        if record.held is None:
+            record.hold(_DRAINED)
+            record.tell(EventKind.NOTE, f"{_DRAINED}: takes nothing new until resumed")
+
+    def resume(self, replica_id: str) -> None:
+        """Let a replica that was drained take requests again; does nothing to any other. Raises KeyError for an unknown
+        replica."""
+        record = self._engine(replica_id).record
+        if record.held == _DRAINED:
+            record.hold(None)
+            record.tell(EventKind.NOTE, "resumed by an operator")
 
     async def wait_ready(self, model: str, timeout: float) -> Replica:
         """Wait until `model` has a replica that takes requests; the first such one. Raises TimeoutError after

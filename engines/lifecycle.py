@@ -1,11 +1,11 @@
 """The rules of a replica's life: states, restarts, hanging. Pure: time is an argument."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from engines.types import ReplicaState
+from engines.types import Replica, ReplicaState
 
 
 class Happening(StrEnum):
@@ -39,6 +39,13 @@ NEXT: Final[Mapping[tuple[ReplicaState, Happening], ReplicaState]] = {
     (_S.UNHEALTHY, _H.STOPPING): _S.DRAINING,
     **{(state, _H.ENDED): _S.STOPPED for state in _S},
 }
+
+
+def shown(own: Replica, held: str | None) -> Replica:
+    """What everybody sees of a replica: one that is held takes nothing new, whatever it could do itself."""
+    if held is None or own.state not in {_S.STARTING, _S.READY, _S.UNHEALTHY}:
+        return own
+    return replace(own, state=_S.DRAINING, reason=held if own.reason is None else f"{held}; {own.reason}")
 
 
 @dataclass(frozen=True, slots=True)

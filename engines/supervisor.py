@@ -80,7 +80,7 @@ class LocalEngine:
                 record.tell(EventKind.DIED, f"{verdict.reason}; starts again in {delay:g} s")
                 await asyncio.sleep(delay)
         finally:
-            if record.replica.state is not ReplicaState.FAILED:
+            if record.state is not ReplicaState.FAILED:
                 record.happened(Happening.ENDED, reason=None, load=None, url="", api_key=None)
 
     async def _live(self) -> Verdict:

@@ -239,6 +239,19 @@ async def test_a_restart_replaces_the_process(world: World, running: Start) -> N
         await fleet.restart("m/7")
 
 
+async def test_a_drained_engine_stays_drained_over_a_restart(world: World, running: Start) -> None:
+    fleet = await running(world.spec())
+    before = await fleet.wait_ready("m", 20)
+    fleet.drain("m/0")
+    assert one(fleet).state is ReplicaState.DRAINING
+    assert (one(fleet).url, one(fleet).reason) == (before.url, "drained by an operator")
+    await fleet.restart("m/0")
+    await until(lambda: len(world.told(EventKind.READY)) == 2)
+    assert one(fleet).state is ReplicaState.DRAINING
+    fleet.resume("m/0")
+    assert one(fleet).state is ReplicaState.READY
+
+
 async def test_an_engine_that_is_deaf_to_sigterm_is_killed(world: World) -> None:
     fleet = world.fleet(world.spec(deaf="1", child="1", stop_timeout=0.3))
     await fleet.start()

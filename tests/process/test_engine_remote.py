@@ -138,6 +138,31 @@ async def test_what_runs_elsewhere_has_no_log_here_and_is_not_ours_to_restart(tm
             watched.fleet.log_tail("tiny/1")
 
 
+async def test_an_endpoint_that_an_operator_drains_takes_nothing_until_resumed(tmp_path: Path) -> None:
+    async with FakeEngine(replicas=2) as engine, watching(tmp_path, *engine.urls) as watched:
+        fleet = watched.fleet
+        await until(lambda: len(fleet.view.ready("tiny")) == 2)
+        fleet.drain("tiny/0")
+        fleet.drain("tiny/0")
+        assert [r.id for r in fleet.view.ready("tiny")] == ["tiny/1"]
+        assert (watched.replica().state, watched.replica().reason) == (ReplicaState.DRAINING, "drained by an operator")
+        await engine.health(503, replica=0)
+        await until(lambda: (watched.replica().reason or "").endswith("its health check says HTTP 503"))
+        assert watched.replica().state is ReplicaState.DRAINING
+        await engine.health(200, replica=0)
+        await until(lambda: watched.replica().reason == "drained by an operator")
+        fleet.resume("tiny/0")
+        fleet.resume("tiny/0")
+        assert [r.id for r in fleet.view.ready("tiny")] == ["tiny/0", "tiny/1"]
+        assert watched.told(EventKind.NOTE) == [
+            "drained by an operator: takes nothing new until resumed",
+            "resumed by an operator",
+        ]
+        for act in (fleet.drain, fleet.resume):
+            with pytest.raises(KeyError):
+                act("tiny/2")
+
+
 async def test_a_bug_in_the_watch_does_not_end_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from engines.autopsy import Verdict, explain
-from engines.lifecycle import NEXT, Happening, Progress, RestartPolicy
+from engines.lifecycle import NEXT, Happening, Progress, RestartPolicy, shown
 from engines.types import FleetView, Replica, ReplicaState
 
 
@@ -22,6 +22,25 @@ def test_failed_is_left_only_when_asked() -> None:
 
 def test_whatever_happens_it_can_end() -> None:
     assert all(NEXT[state, Happening.ENDED] is ReplicaState.STOPPED for state in ReplicaState)
+
+
+@pytest.mark.parametrize(
+    ("own", "seen"),
+    [
+        (ReplicaState.STARTING, ReplicaState.DRAINING),
+        (ReplicaState.READY, ReplicaState.DRAINING),
+        (ReplicaState.UNHEALTHY, ReplicaState.DRAINING),
+        (ReplicaState.DRAINING, ReplicaState.DRAINING),
+        (ReplicaState.STOPPED, ReplicaState.STOPPED),
+        (ReplicaState.FAILED, ReplicaState.FAILED),
+    ],
+)
+def test_a_held_replica_takes_nothing_and_hides_no_failure(own: ReplicaState, seen: ReplicaState) -> None:
+    replica = Replica("m/0", "m", "http://127.0.0.1:1", None, "m", own, reason="because")
+    assert shown(replica, None) is replica
+    held = shown(replica, "drained")
+    assert held.state is seen
+    assert held.reason == ("because" if own is seen else "drained; because")
 
 
 @pytest.mark.parametrize(
