@@ -73,7 +73,7 @@ export function form(title, fields, verb, act, options = {}) {
       const element = h("form", { id: "dialog-form", novalidate: true, onsubmit: run }, fields, error.element);
       async function run(event) {
         event.preventDefault();
-        const wrong = element.querySelector(":invalid");
+        const wrong = element.querySelector("input:invalid, select:invalid");
         if (wrong) {
           wrong.focus();
           error.show(new Error(`${labelOf(wrong)}: ${wrong.validationMessage}`));

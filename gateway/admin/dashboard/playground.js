@@ -104,7 +104,7 @@ export function playground({ tools }) {
 }
 
 function pane(i) {
-  const turns = kept.panes[i]; // {role, content, stats?, failed?}
+  const turns = kept.panes[i]; // {role, content, thought?, model?, stats?, failure?}
   const model = select([["", "…"]], "", { "aria-label": i ? "Second model" : "Model", onchange: () => (kept.models[i] = model.value) });
   const figures = h("div", { class: "pane-figures", role: "status" });
   const talk = h("div", { class: "talk", role: "log", "aria-label": i ? "Second chat" : "Chat", tabindex: "0" });
@@ -113,11 +113,13 @@ function pane(i) {
 
   const bubble = (turn) => {
     const thought = h("div", { class: "thought", hidden: !turn.thought }, turn.thought ?? "");
-    const text = h("div", { class: "text" }, turn.content);
+    const text = h("div", { class: "text" }, turn.content, turn.failure && failureOf(turn));
     const stats = h("div", { class: "stats" }, turn.stats ?? "");
-    const element = h("div", { class: `turn ${turn.role} ${turn.failed ? "failed" : ""}` }, h("span", { class: "who" }, turn.role === "user" ? "You" : turn.model ?? ""), thought, text, turn.role === "assistant" && stats);
+    const element = h("div", { class: `turn ${turn.role} ${turn.failure ? "failed" : ""}` }, h("span", { class: "who" }, turn.role === "user" ? "You" : turn.model ?? ""), thought, text, turn.role === "assistant" && stats);
     return { element, text, thought, stats };
   };
+
+  const failureOf = (turn) => h("div", { class: "failure", role: "alert" }, turn.failure);
 
   function draw() {
     fill(talk, turns.length ? turns.map((turn) => bubble(turn).element) : none);
@@ -128,7 +130,7 @@ function pane(i) {
     const name = model.value;
     turns.push({ role: "user", content: text });
     const turn = { role: "assistant", content: "", thought: "", model: name };
-    const messages = [...(system ? [{ role: "system", content: system }] : []), ...turns.filter((t) => !t.failed && (t.content || t.role === "user")).map(({ role, content }) => ({ role, content }))];
+    const messages = [...(system ? [{ role: "system", content: system }] : []), ...turns.filter((t) => !t.failure && (t.content || t.role === "user")).map(({ role, content }) => ({ role, content }))];
     turns.push(turn);
     draw();
     const live = bubble(turn);
@@ -156,10 +158,9 @@ function pane(i) {
     } catch (failure) {
       if (failure.name === "AbortError") timing.finish = "stopped";
       else {
-        turn.failed = true;
+        turn.failure = failure.code ? `${failure.message} (${failure.status ? `${failure.status} ` : ""}${failure.code})` : failure.message;
         live.element.classList.add("failed");
-        live.text.append(h("div", { class: "failure", role: "alert" }, failure.code ? `${failure.message} (${failure.status ? `${failure.status} ` : ""}${failure.code})` : failure.message));
-        turn.content += `${turn.content ? "\n" : ""}${failure.message}`;
+        live.text.append(failureOf(turn));
       }
     }
     clearInterval(ticking);

@@ -5,7 +5,7 @@ import { append, button, fill, h, write } from "./dom.js";
 import { integer } from "./format.js";
 
 const collator = new Intl.Collator("en", { numeric: true });
-const ROWS = 200; // at once: ten thousand keys must not freeze the page
+const ROWS = 100; // at once: ten thousand keys must not freeze the page
 
 // A column: {head, value(row) → anything JSON, cell?(value, row, latest) → text or elements, sort?(row), text? (sorts from A),
 // class?, hint?}.
