@@ -17,7 +17,7 @@ from gateway.drive import Event
 from gateway.observe.metrics import Histogram
 from gateway.types import Call, Sink, Usage
 from gateway.upstream.client import Connection
-from gateway.usage.meter import Meter, Verdict, meter as make_meter, usage_of
+from gateway.usage.meter import Meter, Verdict, meter as make_meter, usage_in, usage_of
 from gateway.usage.trail import Trail
 from gateway.wire import sse
 from gateway.wire.errors import from_engine, from_engine_event
@@ -112,15 +112,17 @@ class WholeRelay(_Attempt):
         if self._refused:
             self.happen(from_engine(self._refused, body, self.call.endpoint, self.model))
             return
-        try:
-            answer = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            answer = None
-        if isinstance(answer, dict):
-            self.usage = usage_of(answer) or Usage()
-        elif not isinstance(answer, list):
-            self.happen(errors.upstream_error())
-            return
+        self.usage = usage_in(body)
+        if self.usage is None:
+            try:
+                answer = orjson.loads(body)
+            except orjson.JSONDecodeError:
+                answer = None
+            if isinstance(answer, dict):
+                self.usage = usage_of(answer) or Usage()
+            elif not isinstance(answer, list):
+                self.happen(errors.upstream_error())
+                return
         terms, sink = self.terms, self.sink
         self.first_byte = now = time.monotonic()
         terms.ttft.observe(now - terms.arrived)

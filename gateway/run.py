@@ -164,7 +164,8 @@ class Run:
         assert model is not None
         assert call is not None
         assert caller is not None
-        metrics, key = model.metrics, self.gateway.metrics.key(caller.name)
+        metrics, keys = model.metrics, self.gateway.metrics
+        key = keys.keys.get(caller.name) or keys.key(caller.name)
         metrics.prompt_tokens += usage.prompt
         metrics.completion_tokens += usage.completion
         metrics.cached_tokens += usage.cached

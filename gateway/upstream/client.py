@@ -253,7 +253,7 @@ class Connection(asyncio.Protocol):
 class Pool:
     """The connections to one engine."""
 
-    __slots__ = ("_connect", "_head", "_heads", "api_key", "closed", "idle", "open")
+    __slots__ = ("_connect", "_heads", "api_key", "closed", "head", "idle", "open")
 
     def __init__(self, url: str, api_key: str | None, tls: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
@@ -267,15 +267,12 @@ class Pool:
         lines = [f"host: {authority}:{port}", "content-type: application/json", "accept-encoding: identity"]
         if api_key is not None:
             lines.append(f"authorization: Bearer {api_key}")
-        self._head = "\r\n".join([" HTTP/1.1", *lines, "content-length: "]).encode()
+        self.head = "\r\n".join([" HTTP/1.1", *lines, "content-length: "]).encode()
         self._heads: dict[bytes, ReplyHead] = {}
         self.api_key = api_key
         self.idle: list[Connection] = []
         self.open = 0  # exchanges that have not been released: this gateway's load on the engine
         self.closed = False
-
-    def request(self, path: str, body: bytes) -> bytes:
-        return b"POST %b%b%d\r\n\r\n%b" % (path.encode(), self._head, len(body), body)
 
     def judge(self, head: bytes) -> ReplyHead:
         """What an answer's head says: within a second an engine's heads are much alike. Raises `ValueError`."""
@@ -289,14 +286,15 @@ class Pool:
     def at_hand(self) -> Connection | None:
         """An idle connection, if there is one. It counts as open from now on, until `Connection.release`."""
         idle = self.idle
-        if not idle or idle[-1].idle_since < (horizon := time.monotonic() - IDLE_MAX):
-            return None
-        for i in reversed(range(len(idle))):
-            if idle[i].idle_since < horizon:
+        horizon = time.monotonic() - IDLE_MAX
+        for i in range(len(idle) - 1, -1, -1):
+            one = idle[i]
+            if one.idle_since < horizon:
                 break
-            if idle[i].usable:
+            if one.usable:
                 self.open += 1
-                return idle.pop(i)
+                del idle[i]
+                return one
         return None
 
     async def connect(self) -> Connection:
@@ -387,9 +385,11 @@ class EngineClient:
 
         `fresh`: not on a pooled connection. Raises `Unreachable`. May be cancelled while it connects.
         """
-        pool = self.pool(replica)
+        pool = self._pools.get(replica.url)
+        if pool is None or pool.api_key != replica.api_key:
+            pool = self.pool(replica)
         connection = (None if fresh else pool.at_hand()) or await pool.connect()
-        connection.send(pool.request(path, body), receiver)
+        connection.send(b"POST %b%b%d\r\n\r\n%b" % (path.encode(), pool.head, len(body), body), receiver)
         return connection
 
     async def ask(self, replica: Replica, path: str, body: bytes) -> tuple[int, bytes]:

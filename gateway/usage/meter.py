@@ -4,6 +4,7 @@ A stream's meter is asked about every event; most cost it a few byte searches an
 with its quotes cannot be fooled by text: inside a JSON string a quote is escaped.
 """
 
+import re
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol
@@ -72,6 +73,26 @@ def usage_of(answer: object) -> Usage | None:
     if cached is None:
         cached = usage.get("cache_read_input_tokens")
     return Usage(_count(prompt), _count(completion), _count(cached))
+
+
+USAGE: Final = re.compile(
+    rb'"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d{1,15},"completion_tokens":(\d{1,15}),'
+    rb'"prompt_tokens_details":(?:null|\{[^{}]*?"cached_tokens":(\d{1,15})[^{}]*\})'
+)
+
+
+def usage_in(answer: bytes) -> Usage | None:
+    """The usage in the text of a whole answer, without parsing all of it; None if it is not written as vLLM writes it.
+
+    Inside a string a quote is escaped, so what looks like usage is usage.
+    """
+    if not (answer.startswith(b"{") and answer.endswith(b"}")):
+        return None
+    found = USAGE.match(answer, max(answer.rfind(b'"usage":{'), 0))
+    if found is None:
+        return None
+    prompt, completion, cached = found.groups()
+    return Usage(int(prompt), int(completion), int(cached or 0))
 
 
 def _count(value: object) -> int:

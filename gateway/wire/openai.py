@@ -144,20 +144,22 @@ def decode(endpoint: Endpoint, raw: bytes | bytearray) -> Call:
 
 def _together(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
     """Fields that must agree with one another."""
-    if body.get("stream_options") is not None and body.get("stream") is not True:
+    get = body.get
+    if get("stream") is True:
+        if not endpoint.streams:
+            invalid("stream", "this endpoint does not stream.")
+    elif get("stream_options") is not None:
         invalid("stream_options", "it is only allowed when 'stream' is true.")
-    if body.get("stream") is True and not endpoint.streams:
-        invalid("stream", "this endpoint does not stream.")
     if endpoint.rules is not fields.CHAT:
-        if endpoint.rules is fields.EMBEDDINGS and body.get("input") is None and body.get("messages") is None:
+        if endpoint.rules is fields.EMBEDDINGS and get("input") is None and get("messages") is None:
             missing("input")
         return
-    old, new = body.get("max_tokens"), body.get("max_completion_tokens")
-    if old is not None and new is not None and old != new:
+    new = get("max_completion_tokens")
+    if new is not None and (old := get("max_tokens")) is not None and old != new:
         invalid("max_tokens", "'max_tokens' and 'max_completion_tokens' are both set and differ; set one of them.")
-    if body.get("top_logprobs") and not body.get("logprobs"):
+    if get("top_logprobs") and not get("logprobs"):
         invalid("top_logprobs", "it is only allowed when 'logprobs' is true.")
-    choice = body.get("tool_choice")
+    choice = get("tool_choice")
     if choice is not None and choice != "none":
         tools = body.get("tools")
         if not tools:
@@ -171,11 +173,13 @@ def _together(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
 
 
 def _answer_bound(body: Mapping[str, Any]) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-        value = body.get(name)
-        if value is not None:
-            return int(value) * int(body.get("n") or 1) * _prompts(body.get("prompt"))
-    return None
+    get = body.get
+    value = get("max_completion_tokens")
+    if value is None:
+        value = get("max_tokens")
+    if value is None:
+        value = get("max_output_tokens")
+    return None if value is None else int(value) * int(get("n") or 1) * _prompts(get("prompt"))
 
 
 def _prompts(prompt: object) -> int:

@@ -4,9 +4,10 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, strategies as st
 
 from gateway.types import Call, Usage
-from gateway.usage.meter import NamedEventMeter, OpenAIMeter, Verdict, choices_of, meter, usage_of
+from gateway.usage.meter import NamedEventMeter, OpenAIMeter, Verdict, choices_of, meter, usage_in, usage_of
 from gateway.usage.trail import Trail
 from gateway.wire.openai import ENDPOINTS
 
@@ -65,6 +66,50 @@ DONE = b"data: [DONE]"
 )
 def test_usage_of(answer: Any, usage: Usage | None) -> None:
     assert usage_of(answer) == usage
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+    max_leaves=8,
+)
+COUNT = st.integers(0, 10**6)
+
+
+@given(st.text(), JSON, COUNT, COUNT, st.none() | COUNT, st.booleans())
+def test_usage_found_in_a_text_is_the_usage_in_the_answer(
+    text: str, extra: Any, prompt: int, completion: int, cached: int | None, last: bool
+) -> None:
+    """Whatever the answer says about usage."""
+    usage = {
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + completion,
+        "completion_tokens": completion,
+        "prompt_tokens_details": None if cached is None else {"audio_tokens": None, "cached_tokens": cached},
+    }
+    said = orjson.dumps({"usage": {**usage, "prompt_tokens": 999}}).decode() + text
+    fields = [("choices", [{"message": {"content": said}}]), ("usage", usage), ("extra", [extra, said])]
+    answer = dict(fields if not last else sorted(fields))
+    found = usage_in(orjson.dumps(answer))
+    assert found in (usage_of(answer), None)
+    if "usage" not in repr(extra):
+        assert found == usage_of(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"{}",
+        b"not json",
+        b'{"usage":null}',
+        b'{"usage":{"prompt_tokens":1}}',
+        b'{"usage": {"prompt_tokens": 1, "total_tokens": 1}}',
+        b'{"usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2,"prompt_tokens_details":null}',
+    ],
+)
+def test_usage_that_is_written_otherwise_is_not_guessed(answer: bytes) -> None:
+    assert usage_in(answer) in (None, Usage(3, 2))
 
 
 @pytest.mark.parametrize(
