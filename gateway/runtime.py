@@ -29,7 +29,7 @@ from gateway.config.schema import Config, ModelConfig, grants, listen_address
 from gateway.edge.protocol import EdgeProtocol, Timeouts, bound
 from gateway.limits.base import Limits
 from gateway.limits.memory import MemoryLimiter
-from gateway.observe.logs import UVICORN, AccessLog, AccessRecord
+from gateway.observe.logs import UVICORN, AccessLog
 from gateway.observe.loop import sample_loop_lag
 from gateway.observe.metrics import Metrics
 from gateway.policy import Gateway, Model, Policy
@@ -126,18 +126,6 @@ def admin_digest(config: Config) -> bytes | None:
     return digest(config.admin_key.get_secret_value().encode()) if config.admin_key else None
 
 
-class TappedLog(AccessLog):
-    """The access log, from which the admin API's recent requests are read as well."""
-
-    def __init__(self, recent: Recent) -> None:
-        super().__init__()
-        self._recent = recent
-
-    def append(self, record: AccessRecord) -> None:
-        super().append(record)
-        self._recent.extend((record,))
-
-
 def on_engine_event(event: EngineEvent) -> None:
     level = log.warning if event.kind in (EventKind.UNHEALTHY, EventKind.DIED, EventKind.FAILED) else log.info
     level("engine " + event.kind, replica=event.replica, detail=event.message)
@@ -190,7 +178,7 @@ class Process:
             client=EngineClient(),
             limiter=self._limiter,
             metrics=metrics,
-            access_log=TappedLog(recent),
+            access_log=AccessLog(tap=recent.extend),
         )
         self._admin_key = AdminKey(admin_digest(self._config))
         admin = Admin(

@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import stat
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -215,10 +216,20 @@ class AccessLog:
     """Collects records and writes them to a file descriptor in batches, every `interval` seconds or `batch` records.
 
     Drops nothing unless the descriptor is broken: an error, or no byte taken for `patience` seconds.
+    `tap` is given each batch before it is written; it must not block.
     """
 
-    def __init__(self, fd: int = 1, *, interval: float = 0.2, batch: int = 500, patience: float = 5) -> None:
+    def __init__(
+        self,
+        fd: int = 1,
+        *,
+        interval: float = 0.2,
+        batch: int = 500,
+        patience: float = 5,
+        tap: Callable[[Sequence[AccessRecord]], None] | None = None,
+    ) -> None:
         self.dropped = 0
+        self._tap = tap
         self._fd = fd
         self._interval = interval
         self._batch = batch
@@ -262,6 +273,8 @@ class AccessLog:
         turns, which are long; so a slice at a time, and the loop in between."""
         lines: list[bytes] = []
         records, self._records = self._records, []
+        if self._tap is not None:
+            self._tap(records)
         for start in range(0, len(records), SLICE):
             lines += map(encode, records[start : start + SLICE])
             await asyncio.sleep(0)

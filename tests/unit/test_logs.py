@@ -227,6 +227,17 @@ async def test_records_are_written_in_order_and_all(pipe: Pipe) -> None:
     assert log.dropped == 0
 
 
+async def test_the_tap_gets_every_record_in_order(pipe: Pipe) -> None:
+    seen: list[AccessRecord] = []
+    log = AccessLog(pipe.fd, interval=1000, batch=10, tap=seen.extend)
+    log.start()
+    for status in range(25):
+        log.append(RECORD._replace(status=status))
+    await log.stop()
+    assert [record.status for record in seen] == [*range(25)]
+    assert len(pipe.lines()) == 25
+
+
 async def test_a_full_batch_is_written_at_once(pipe: Pipe) -> None:
     log = AccessLog(pipe.fd, interval=1000, batch=3)
     log.start()
