@@ -44,7 +44,9 @@ def obstacle(call: Call) -> str | None:
         return "the client wants the ids itself"
     if body.get("include_reasoning") is False:
         return "hidden reasoning has no ids"
-    if any(isinstance(m.get("content"), list) and _media(m["content"]) for m in body.get("messages") or ()):
+    # A text completion may bear anything under that name: the table judges it for chats alone.
+    messages = body.get("messages") or () if call.endpoint.path == "/v1/chat/completions" else ()
+    if any(isinstance(m.get("content"), list) and _media(m["content"]) for m in messages):
         return "media"
     return None
 
@@ -90,17 +92,21 @@ def fits(prompt_text: str, decoded: str, sent: str) -> str | None:
 
 def finished(call: Call, cut: Cut) -> bool:
     """Whether nothing is left to generate: the answer had reached its bound."""
-    bounds = [call.body[name] for name in BOUNDS if call.body.get(name) is not None]
+    bounds = [call.body[name] for name in bounded_by(call)]
     return bool(bounds) and len(cut.ids) >= min(bounds)
+
+
+def bounded_by(call: Call) -> list[str]:
+    """The fields that bound the answer. One that the endpoint does not know has not been judged, and bounds nothing."""
+    return [name for name in BOUNDS if name in call.endpoint.rules and call.body.get(name) is not None]
 
 
 def continuation(call: Call, cut: Cut) -> dict[str, Any]:
     """The body that makes another engine go on."""
     kept, ids = len(cut.ids), cut.prompt_ids + cut.ids
     body = dict(call.body)
-    for name in BOUNDS:
-        if body.get(name) is not None:
-            body[name] -= kept
+    for name in bounded_by(call):
+        body[name] -= kept
     if body.get("min_tokens"):
         body["min_tokens"] = max(0, body["min_tokens"] - kept)
     if call.endpoint.path == "/v1/completions":

@@ -25,6 +25,7 @@ from gateway.wire.rules import (
     shown,
     small_json,
     string,
+    too_deep,
     too_long,
     type_name,
     wrong_type,
@@ -227,7 +228,10 @@ def _tool(tool: object, path: str) -> None:
 
 def _schema(value: object, path: str) -> None:
     small_json(5_000)(value, "response_format")
-    size = len(orjson.dumps(value))
+    try:
+        size = len(orjson.dumps(value))
+    except TypeError:
+        too_deep()
     if size > 512 * 1024:
         invalid("response_format", f"the schema has {size} bytes; at most {512 * 1024} are accepted.")
 

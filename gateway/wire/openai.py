@@ -9,7 +9,7 @@ import orjson
 from gateway.errors import GatewayError
 from gateway.types import Call, Endpoint
 from gateway.wire import fields
-from gateway.wire.rules import invalid, missing, type_name, wrong_type
+from gateway.wire.rules import Rule, invalid, missing, too_deep, type_name, wrong_type
 
 MAX_FIELDS: Final = 256
 MAX_FIELD_NAME: Final = 256
@@ -138,7 +138,7 @@ def decode(endpoint: Endpoint, raw: bytes | bytearray) -> Call:
         len(raw),
         stream and endpoint.streams,
         bool(stream and options and options.get("include_usage")),
-        _answer_bound(body) if endpoint.generates else 0,
+        _answer_bound(rules, body) if endpoint.generates else 0,
     )
 
 
@@ -172,14 +172,14 @@ def _together(endpoint: Endpoint, body: Mapping[str, Any]) -> None:
                 invalid("tool_choice", "it names a function that is not among 'tools'.")
 
 
-def _answer_bound(body: Mapping[str, Any]) -> int | None:
-    get = body.get
-    value = get("max_completion_tokens")
-    if value is None:
-        value = get("max_tokens")
-    if value is None:
-        value = get("max_output_tokens")
-    return None if value is None else int(value) * int(get("n") or 1) * _prompts(get("prompt"))
+def _answer_bound(rules: Mapping[str, Rule], body: Mapping[str, Any]) -> int | None:
+    # A field that this endpoint does not know has not been judged: it may hold anything, and bounds nothing.
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        value = body.get(name)
+        if value is not None and name in rules:
+            choices = body.get("n") if "n" in rules else None
+            return int(value) * int(choices or 1) * (_prompts(body.get("prompt")) if "prompt" in rules else 1)
+    return None
 
 
 def _prompts(prompt: object) -> int:
@@ -190,7 +190,7 @@ def _prompts(prompt: object) -> int:
 def encode(call: Call, served_name: str, *, with_ids: bool = False) -> bytes:
     """The engine's body: what was judged, the engine's own name for the model, and the usage that we always ask for.
 
-    `with_ids` asks for the ids of prompt and answer too.
+    `with_ids` asks for the ids of prompt and answer too. Raises `GatewayError` invalid_json.
     """
     body = {**call.body, "model": served_name}
     if call.stream and call.endpoint.dialect == "openai":
@@ -201,4 +201,7 @@ def encode(call: Call, served_name: str, *, with_ids: bool = False) -> bytes:
         )
         if with_ids:
             body["return_token_ids"] = True
-    return orjson.dumps(body)
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        too_deep()

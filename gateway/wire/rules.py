@@ -49,6 +49,11 @@ def missing(path: str) -> NoReturn:
     fail("missing_required_parameter", path, f"Missing required parameter: '{path}'.")
 
 
+def too_deep() -> NoReturn:
+    """The writer of JSON goes less deep than its reader: what cannot be written must not be accepted."""
+    raise GatewayError(400, "invalid_json", "The JSON body of your request is nested too deeply.")
+
+
 def too_long(path: str, maximum: int, length: int) -> NoReturn:
     fail(
         "string_above_max_length",

@@ -244,3 +244,26 @@ def test_two_parsers_cannot_read_it_in_two_ways() -> None:
 
 def test_a_body_may_be_a_bytearray() -> None:
     assert decode(CHAT, bytearray(json.dumps(HI).encode())).body == HI
+
+
+@pytest.mark.parametrize("depth", [254, 1000])
+def test_what_cannot_be_written_again_is_too_deep(depth: int) -> None:
+    """The parser reads 1023 levels, the writer 253: in between, a request would fail with a fault of ours."""
+    deep = b"[" * depth + b"]" * depth
+    call = decode(CHAT, b'{"model":"m","messages":[{"role":"user","content":"hi"}],"extra":%b}' % deep)
+    with pytest.raises(GatewayError) as refused:
+        encode(call, "m")
+    assert (refused.value.status, refused.value.code) == (400, "invalid_json")
+    schema = b'{"type":"json_schema","json_schema":{"name":"x","schema":{"a":%b}}}' % deep
+    raw = b'{"model":"m","messages":[{"role":"user","content":"hi"}],"response_format":%b}' % schema
+    assert refusal(CHAT, raw)[0] == "invalid_json"
+
+
+@pytest.mark.parametrize("value", ["x", [], {}, 1e300])
+def test_fields_that_an_endpoint_does_not_know_bound_nothing(value: object) -> None:
+    """They pass through unjudged, so they may hold anything."""
+    responses = BY_PATH["/v1/responses"]
+    for name in ("max_tokens", "max_completion_tokens", "n", "prompt"):
+        call = judged(responses, {"model": "m", "input": "hi", "max_output_tokens": 5, name: value})
+        assert (call.max_tokens, call.body[name]) == (5, value)
+    assert judged(CHAT, {**HI, "max_output_tokens": value}).max_tokens is None

@@ -104,6 +104,14 @@ def test_nothing_is_left() -> None:
     assert not finished(chat(), Cut([1], [2, 3, 4], ""))
 
 
+@pytest.mark.parametrize("value", ["x", [5], {"a": 1}])
+def test_fields_that_an_endpoint_does_not_know_may_hold_anything(value: object) -> None:
+    call = text(max_tokens=3, max_completion_tokens=value, messages=value)
+    assert obstacle(call) is None
+    assert continuation(call, Cut([1], [2], ""))["max_completion_tokens"] == value
+    assert finished(call, Cut([1], [2, 3, 4], ""))
+
+
 def trail_of(*pieces: tuple[str, list[int]]) -> Trail:
     trail = Trail(CHAT.path)
     trail.prompt_ids = [1, 2]
