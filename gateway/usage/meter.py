@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import orjson
 
 from gateway.types import Call, Usage
-from gateway.usage.trail import Trail
+from gateway.usage.trail import Passing, Trail
 from gateway.wire import sse
 
 
@@ -114,7 +114,7 @@ class OpenAIMeter:
     usage chunk instead of the last one with a finish reason; so that one waits for it (they come together).
     """
 
-    __slots__ = ("_choices", "_events", "_finished", "_held", "_keep_usage", "forward", "trail", "usage")
+    __slots__ = ("_choices", "_events", "_finished", "_held", "_keep_usage", "_passing", "forward", "trail", "usage")
 
     def __init__(self, call: Call, trail: Trail | None) -> None:
         self._keep_usage = call.include_usage
@@ -123,6 +123,7 @@ class OpenAIMeter:
         self._events = 0
         self._held = b""
         self.trail = trail
+        self._passing = Passing(call.endpoint.path) if trail is None else None
         self.usage: Usage | None = None
         self.forward = b""
 
@@ -134,7 +135,7 @@ class OpenAIMeter:
     def tokens(self) -> int:
         trail = self.trail
         if trail is None:
-            return self._events
+            return self._events + (self._passing.count if self._passing is not None else 0)
         return max(self._events, len(trail.ids)) if trail.broken else trail.tokens
 
     def read(self, event: bytes) -> Verdict:
@@ -170,9 +171,11 @@ class OpenAIMeter:
         return self._token()
 
     def _token(self) -> Verdict:
-        if self.trail is None:
+        if self._passing is not None:
+            if not self._events:
+                self._passing.learn(self.forward)
             self._events += 1
-        elif self.trail.broken:  # until then the trail has counted
+        elif self.trail is not None and self.trail.broken:  # until then the trail has counted
             self._events = max(self._events + 1, len(self.trail.ids))
         return Verdict.TOKEN
 
@@ -206,7 +209,7 @@ class OpenAIMeter:
 
     @property
     def lone(self) -> Callable[[bytes], bytes] | None:
-        return None if self.trail is None else self.trail.lone
+        return self.trail.lone if self.trail is not None else self._passing.lone if self._passing is not None else None
 
     def release(self) -> bytes:
         held, self._held = self._held, b""

@@ -25,6 +25,33 @@ PLAIN: Final[Mapping[str, bytes]] = {
 PLAIN_END: Final = b"]}]}"
 
 
+class Passing:
+    """The quick way of a stream's tokens where no trail of them is kept: an engine that was not asked for ids."""
+
+    __slots__ = ("_end", "_prefix", "_start", "count")
+
+    def __init__(self, path: str) -> None:
+        self._start = TEXT[path][0]
+        self._end = PLAIN[path][:-1] + b"null}]}\n\n"
+        self._prefix = b"\n"
+        self.count = 0  # tokens that went this way
+
+    def learn(self, event: bytes) -> None:
+        """From the first token: what all begin with, up to the text."""
+        at = event.find(self._start)
+        if at >= 0:
+            self._prefix = event[: at + len(self._start)]
+
+    def lone(self, chunk: bytes) -> bytes:
+        """What one read brought, if that is one token and nothing else; empty if not."""
+        if not chunk.startswith(self._prefix) or not chunk.endswith(self._end):
+            return b""
+        if chunk.find(b"\n\n") != len(chunk) - 2:
+            return b""
+        self.count += 1
+        return chunk
+
+
 class Trail:
     """Kept while a stream runs. `broken` once something was seen that the ids do not tell: a tool call, reasoning."""
 

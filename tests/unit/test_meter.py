@@ -294,20 +294,23 @@ def test_ids_and_usage_in_every_chunk() -> None:
 @pytest.mark.parametrize("trail", [False, True])
 def test_only_a_lone_token_goes_the_short_way(trail: bool) -> None:
     """As `read` would have it, or not at all."""
-    choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None, "token_ids": [7]}
+    ids = [7] if trail else None
+    choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None, "token_ids": ids}
     first = event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [1]})
     one = event({"choices": [choice]})
     without = event({"choices": [{**choice, "token_ids": None}]})
+    last = event({"choices": [{**choice, "finish_reason": "stop"}]})
+    counted = event({"choices": [choice], "usage": None})
     made = OpenAIMeter(call(), Trail(CHAT) if trail else None)
     lone = made.lone
-    assert (lone is not None) is trail
     assert NamedEventMeter().lone is None
-    if lone is None:
-        return
+    assert lone is not None
     assert lone(one + b"\n\n") == b""  # before the first one nothing is known
     read(made, first, one)
     for other in (one, one + b"\n", one + b"\n\n" + one + b"\n\n", first + b"\n\n", DONE + b"\n\n", b""):
         assert lone(other) == b""
+    for other in (last, counted, one.replace(b'"index":0', b'"index":1')):
+        assert lone(other + b"\n\n") == b""
     before = made.tokens
     assert lone(one + b"\n\n") == without + b"\n\n"
     assert made.tokens == before + 1
