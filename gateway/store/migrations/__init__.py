@@ -1,0 +1,1 @@
+"""How the tables came to be: alembic's, run by `gateway.store.db` on a connection that holds the lock."""
