@@ -35,3 +35,29 @@ def _has_vllm(python: str) -> bool:
         return subprocess.run([python, *_HAS_VLLM], check=False, capture_output=True, timeout=30).returncode == 0  # noqa: S603  argv comes from the operator's own config
     except (OSError, subprocess.TimeoutExpired):
         return False
+
+
+def available_memory() -> int:
+    """Bytes of main memory that could be taken without swapping, as the kernel estimates it."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize
+
+
+def resident_memory(pid: int) -> int:
+    """Bytes of main memory that a process and its descendants take. What they share counts for each of them."""
+    parents, sizes = {}, {}
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                # "pid (name) state ppid …", where the name may hold anything; rss is the 24th field, in pages
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue  # ended meanwhile
+        parents[int(name)], sizes[int(name)] = int(fields[1]), int(fields[21])
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(sizes.get(one, 0) for one in family) * os.sysconf("SC_PAGE_SIZE")

@@ -34,8 +34,17 @@ class Monitor:
     `until_…` run for as long as it takes and may be cancelled at any time. `poke` and `suspect` only set a flag.
     """
 
-    def __init__(self, at: Address, pace: Pace, *, on_load: Callable[[Load | None], None]) -> None:
+    def __init__(
+        self,
+        at: Address,
+        pace: Pace,
+        *,
+        on_load: Callable[[Load | None], None],
+        stall_timeout: float | None = None,
+    ) -> None:
+        """`stall_timeout`: seconds without progress after which the engine counts as hung; None: never."""
         self.at = at
+        self.stall_timeout = stall_timeout
         self._pace = pace
         self._on_load = on_load
         self._poked = asyncio.Event()
@@ -59,10 +68,10 @@ class Monitor:
                 on_miss(str(error))
             await self._pause(interval)
 
-    async def until_silent(self, *, model: str = "", stall_timeout: float | None = None) -> str:
+    async def until_silent(self, *, model: str = "") -> str:
         """Watch an engine that is well. Returns why it no longer is, after two wrong answers in a row.
 
-        With a `stall_timeout`, raises `HungError` when requests run but no token has moved for so long; and when, after
+        With a `stall_timeout` (which may change meanwhile), raises `HungError` when requests run but no token has moved for so long; and when, after
         `suspect`, a trial request for `model` fails and no token moves either."""
         misses, why = 0, ""
         progress: Progress | None = None
@@ -73,7 +82,7 @@ class Monitor:
             except ProbeError as error:
                 misses, why = misses + 1, str(error)
                 continue
-            misses = 0
+            misses, stall_timeout = 0, self.stall_timeout
             gauges = await self._gauges()
             self._on_load(gauges.load if gauges else None)
             if stall_timeout is None:

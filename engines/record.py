@@ -21,6 +21,7 @@ class Record:
         self.replica = replica
         self.own = replica  # as it is, held or not
         self.held: str | None = None  # why it takes nothing new
+        self.proven = False  # it has been ready at some time
         self._on_change = on_change
         self._on_event = on_event
 
@@ -37,6 +38,7 @@ class Record:
     def change(self, **changes: Any) -> None:
         """Set fields of the replica."""
         self.own = replace(self.own, **changes)
+        self.proven |= self.own.state is ReplicaState.READY
         self._show()
 
     def hold(self, why: str | None) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,13 @@ class LocalEngine:
         self._monitor: Monitor | None = None
         self._ready_at: float | None = None
         self._launches = 0
+        self.pid: int | None = None  # of the engine's keeper, while there is one
+
+    def adjust(self, spec: EngineSpec, stall_timeout: float) -> None:
+        """Take up what changes without a new process (`rollout.same_process`)."""
+        self.job = replace(self.job, spec=spec, stall_timeout=stall_timeout)
+        if self._monitor is not None:
+            self._monitor.stall_timeout = stall_timeout
 
     def poke(self) -> None:
         if self._monitor is not None:
@@ -85,7 +92,7 @@ class LocalEngine:
 
     async def _live(self) -> Verdict:
         """One engine from its start to its death, and why it died."""
-        record, job = self.record, self.job
+        record, log = self.record, self.job.log
         self._ready_at = None
         record.happened(Happening.LAUNCHED, reason="starting")
         prepared = await self._prepare()
@@ -93,13 +100,19 @@ class LocalEngine:
             return prepared
         at, how = prepared
         try:
-            process = EngineProcess.start(how, job.log)
+            process = EngineProcess.start(how, log)
         except OSError as error:
             return Verdict(f"cannot start a process: {error}")
         self._launches += 1
         record.change(url=at.url, api_key=at.api_key, card={}, restarts=self._launches - 1, reason="loading the model")
-        record.tell(EventKind.STARTED, f"started process {process.pid} at {at.url}, log in {job.log}")
-        self._monitor = Monitor(at, self._pace, on_load=lambda load: record.change(load=load))
+        record.tell(EventKind.STARTED, f"started process {process.pid} at {at.url}, log in {log}")
+        self.pid = process.pid
+        self._monitor = Monitor(
+            at,
+            self._pace,
+            on_load=lambda load: record.change(load=load),
+            stall_timeout=self.job.stall_timeout,
+        )
         serving = asyncio.ensure_future(self._serve(self._monitor))
         ends: set[asyncio.Future[Any]] = {serving, process.exited}
         try:
@@ -113,14 +126,14 @@ class LocalEngine:
                     await asyncio.wait({process.exited}, timeout=_DEATH_THROES)
                     if not process.exited.done():
                         return Verdict(f"it does not get ready: {error}")
-            return explain(process.exited.result(), log_tail(job.log, _TAIL_FOR_AUTOPSY))
+            return explain(process.exited.result(), log_tail(log, _TAIL_FOR_AUTOPSY))
         except asyncio.CancelledError:
             record.happened(Happening.STOPPING, reason="stopping")
-            await process.stop(job.spec.stop_timeout)
+            await process.stop(self.job.spec.stop_timeout)
             record.tell(EventKind.STOPPED, "stopped")
             raise
         finally:
-            self._monitor = None
+            self._monitor = self.pid = None
             serving.cancel()
             process.kill()
             await asyncio.gather(serving, process.gone(), return_exceptions=True)
@@ -154,7 +167,7 @@ class LocalEngine:
     async def _serve(self, monitor: Monitor) -> None:
         """Get ready, then watch. Ends only by raising: `HungError` when the engine must be killed, `ProbeError` when it
         cannot generate."""
-        record, spec, stall_timeout = self.record, self.job.spec, self.job.stall_timeout
+        record, spec = self.record, self.job.spec
         name = record.replica.served_name
         started = time.monotonic()
         try:
@@ -170,9 +183,10 @@ class LocalEngine:
         record.happened(Happening.ANSWERED, card=card, reason=None)
         record.tell(EventKind.READY, f"ready after {self._ready_at - started:.1f} s")
         while True:
-            why = await monitor.until_silent(model=name, stall_timeout=stall_timeout)
+            why = await monitor.until_silent(model=name)
             record.happened(Happening.SILENT, reason=why)
             record.tell(EventKind.UNHEALTHY, why)
+            stall_timeout = self.job.stall_timeout
             try:
                 async with asyncio.timeout(stall_timeout):
                     await monitor.until_well(self._pace.doubtful)

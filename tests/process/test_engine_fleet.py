@@ -4,116 +4,21 @@ import asyncio
 import json
 import os
 import signal
-import stat
 import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from engines.fleet import EngineFailedError, Fleet
-from engines.lifecycle import RestartPolicy
-from engines.monitor import Pace
 from engines.sources import ModelSource
 from engines.spec import EngineSpec
-from engines.types import EngineEvent, EventKind, FleetView, Replica, ReplicaState
+from engines.types import EventKind, Replica, ReplicaState
+from tests.process.world import FAST, World, marked, until
 
 HERE = Path(__file__).parent
-FAST = Pace(starting=0.05, absent=0.05, doubtful=0.05, watching=0.05)
 Start = Callable[..., Awaitable[Fleet]]
-EAGER = RestartPolicy(first_delay=0.02, longest_delay=0.1)
-
-
-@pytest.fixture
-def marker() -> Iterator[str]:
-    """A variable in the environment of every process of the test's engines; at the end none may be left."""
-    value = uuid.uuid4().hex
-    yield value
-    # What was killed together with its keeper may take a moment to be gone.
-    left, deadline = marked(value), time.monotonic() + 3
-    while left and time.monotonic() < deadline:
-        psutil.wait_procs(left, timeout=0.1)
-        left = marked(value)
-    for process in left:
-        process.kill()
-    assert left == []
-
-
-def marked(marker: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("STANDIN_MARKER") == marker and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            pass
-    return found
-
-
-async def until(condition: Callable[[], object], timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.02)
-
-
-@pytest.fixture
-def python(tmp_path: Path) -> str:
-    path = tmp_path / "python-with-vllm"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "standin_engine.py"} "$@"\n')
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
-
-
-class World:
-    """A fleet under test, and what it told."""
-
-    def __init__(self, tmp_path: Path, python: str, marker: str) -> None:
-        self.tmp_path, self.python, self.marker = tmp_path, python, marker
-        self.control = tmp_path / "control"
-        self.events: list[EngineEvent] = []
-        self.views: list[FleetView] = []
-        (tmp_path / "model").mkdir()
-
-    def spec(
-        self, *, replicas: int = 1, stop_timeout: float = 2.0, start_timeout: float = 30.0, **env: str
-    ) -> EngineSpec:
-        return EngineSpec(
-            model="./model",
-            replicas=replicas,
-            python=self.python,
-            stop_timeout=stop_timeout,
-            start_timeout=start_timeout,
-            env={"STANDIN_MARKER": self.marker, "STANDIN_CONTROL": str(self.control)}
-            | {f"STANDIN_{name.upper()}": value for name, value in env.items()},
-        )
-
-    def fleet(self, spec: EngineSpec, stall_timeout: float = 60.0, **more: ModelSource) -> Fleet:
-        fleet = Fleet(
-            {"m": ModelSource(engine=spec, stall_timeout=stall_timeout), **more},
-            base_dir=self.tmp_path,
-            log_dir=self.tmp_path / "logs",
-            on_event=self.events.append,
-            pace=FAST,
-            restarts=EAGER,
-        )
-        fleet.subscribe(self.views.append)
-        return fleet
-
-    def told(self, kind: EventKind) -> list[str]:
-        return [event.message for event in self.events if event.kind is kind]
-
-    def states(self) -> list[ReplicaState]:
-        states = [view.of("m")[0].state for view in self.views]
-        return [state for i, state in enumerate(states) if i == 0 or state is not states[i - 1]]
-
-
-@pytest.fixture
-def world(tmp_path: Path, python: str, marker: str) -> World:
-    return World(tmp_path, python, marker)
 
 
 @pytest.fixture
