@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong command line or config.
 # ruff: noqa: PLC0415 - see above
 
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
@@ -14,6 +15,8 @@ import typer
 
 from gateway import __version__
 from gateway.bench.command import bench
+from gateway.console import commands
+from gateway.console.problem import Problem
 
 if TYPE_CHECKING:
     from gateway.config.schema import Config
@@ -39,7 +42,11 @@ class LogLevel(StrEnum):
 
 
 def main() -> None:
-    app(prog_name="penstock")
+    try:
+        app(prog_name="penstock")
+    except Problem as problem:
+        typer.echo(f"penstock: {problem}", err=True)
+        sys.exit(1)
 
 
 def _show_version(wanted: bool) -> None:
@@ -125,6 +132,15 @@ def schema() -> None:
 
 
 app.command(epilog="Example:  penstock bench --url http://127.0.0.1:8080 --model default --rate 4 --duration 60")(bench)
+
+_REMOTE: Final = "A running gateway"
+app.add_typer(commands.keys, name="keys", rich_help_panel=_REMOTE)
+app.add_typer(commands.teams, name="teams", rich_help_panel=_REMOTE)
+app.command(rich_help_panel=_REMOTE, epilog="Example:  penstock usage --from 30d --by team,model")(commands.usage)
+app.command(rich_help_panel=_REMOTE, epilog="Example:  penstock requests --status 5xx")(commands.requests)
+app.command(rich_help_panel=_REMOTE, epilog="Example:  penstock engines restart smollm2/0")(commands.engines)
+app.command(rich_help_panel=_REMOTE, epilog="Example:  penstock reload")(commands.reload)
+app.command(rich_help_panel=_REMOTE, epilog="Example:  penstock top")(commands.top)
 
 
 def _load(path: Path) -> "Config":
