@@ -486,6 +486,7 @@ _COMMON: Final[Mapping[str, Rule]] = {
     "service_tier": one_of("auto", "default", "flex", "priority", "scale"),
     "stream": boolean,
     "stream_options": _stream_options,
+    "chat_template_kwargs": mapping({}),  # which of them a model allows is its config's matter: routing.models
 }
 
 _SAMPLING: Final[Mapping[str, Rule]] = {
@@ -525,7 +526,6 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
 _CHAT_TEMPLATE: Final[Mapping[str, Rule]] = {
     "add_generation_prompt": boolean,
     "continue_final_message": boolean,
-    "chat_template_kwargs": mapping({}),  # which of them a model allows is its config's matter: routing.models
     "documents": array(mapping({}, null=False), 1024),
 }
 
