@@ -134,9 +134,11 @@ Models = Annotated[
         "--model", metavar="PATTERN", show_default="all", help="A model it may use, * for any characters; repeatable."
     ),
 ]
-RequestsPerMinute = Annotated[int | None, typer.Option(metavar="N", min=0, help="In any 60 seconds.")]
-TokensPerMinute = Annotated[int | None, typer.Option(metavar="N", min=0, help="Prompt and completion.")]
-ParallelRequests = Annotated[int | None, typer.Option(metavar="N", min=0, help="Open at once.")]
+RequestsPerMinute = Annotated[int | None, typer.Option(metavar="N", min=1, help="In any 60 seconds.")]
+TokensPerMinute = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Prompt and completion, in any 60 seconds.")
+]
+ParallelRequests = Annotated[int | None, typer.Option(metavar="N", min=1, help="Open at once.")]
 Budgets = Annotated[
     list[str] | None,
     typer.Option(
@@ -380,7 +382,9 @@ def rotate_key(
     answer = to.call("POST", f"/keys/{escaped(row['id'])}/rotate", body={"overlap_seconds": seconds})
 
     def told(made: "Mapping[str, Any]") -> None:
-        _new_key(made, f"The key {made['name']!r} has a new secret; the old one works until {made['old_valid_until']}.")
+        until = made["old_valid_until"]
+        old = "the old one works no more" if until is None else f"the old one works until {until}"
+        _new_key(made, f"The key {made['name']!r} has a new secret; {old}.")
 
     _show(answer, as_json, told)
 

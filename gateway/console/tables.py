@@ -180,7 +180,7 @@ def keys(rows: Sequence[Row]) -> Table:
 
 def key(row: Row) -> Table:
     """Everything about one key, a line each."""
-    now = row.get("now") or {}
+    now = [f"{count(value)} {name}" for name, value in (row.get("now") or {}).items() if value is not None]
     pairs: list[tuple[str, Text]] = [
         ("name", text("name")(row)),
         ("id", text("id")(row)),
@@ -192,7 +192,7 @@ def key(row: Row) -> Table:
         ("models", models(row)),
         ("limits", limits(row)),
         ("budgets", budgets(row)),
-        ("now", Text(", ".join(f"{count(value)} {name}" for name, value in now.items())) if now else NOTHING),
+        ("now", Text(", ".join(now)) if now else NOTHING),
         ("created", when(row.get("created_at"))),
         ("expires", when(row.get("expires_at"))),
         ("revoked", when(row.get("revoked_at"))),

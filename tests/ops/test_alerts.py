@@ -135,6 +135,13 @@ CASES: Mapping[str, Case] = {
         {"key": "alice", "limit": "requests"},
         series("limit_rejections_total", 'key="alice", limit="requests"', "0+30x40"),
     ),
+    "PenstockBudgetUsedUp": Case(
+        series("limit_rejections_total", 'key="alice", limit="budget"', "1x5 2x30"),
+        "7m",
+        "4m",
+        {"key": "alice"},
+        series("limit_rejections_total", 'key="alice", limit="requests"', "0+1x30"),
+    ),
 }
 
 

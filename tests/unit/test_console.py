@@ -180,7 +180,7 @@ KEY: Mapping[str, Any] = {
     "revoked_at": None,
     "status": "active",
     "source": "store",
-    "now": {"requests": 3, "tokens": 12_345, "parallel": 1},
+    "now": {"requests": 3, "tokens": 12_345, "parallel": None},
 }
 
 
@@ -196,7 +196,7 @@ def test_table_of_keys() -> None:
 def test_one_key() -> None:
     lines = dict(line.split(maxsplit=1) for line in printed(tables.key(KEY)))
     assert lines["note"] == lines["owner"] == lines["expires"] == "–"
-    assert lines["now"] == "3 requests, 12 345 tokens, 1 parallel"
+    assert lines["now"] == "3 requests, 12 345 tokens"
     assert printed(tables.key({**KEY, "models": ["*"]}))[7].split() == ["models", "all"]
     assert printed(tables.key({**KEY, "models": []}))[7].split() == ["models", "none"]
 
