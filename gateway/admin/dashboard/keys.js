@@ -9,10 +9,10 @@ import { handOver } from "./playground.js";
 import { Poll } from "./refresh.js";
 import { Table } from "./table.js";
 
-const LIMITS = [
-  ["requests_per_minute", "Requests per minute", "requests"],
-  ["tokens_per_minute", "Tokens per minute", "tokens"],
-  ["parallel_requests", "Open requests at once", "parallel"],
+const LIMITS = [ // name, label, its figure in `now`, the most that the API takes
+  ["requests_per_minute", "Requests per minute", "requests", 1e9],
+  ["tokens_per_minute", "Tokens per minute", "tokens", 1e12],
+  ["parallel_requests", "Open requests at once", "parallel", 1e6],
 ];
 const PERIODS = [["day", "a day"], ["month", "a month"], ["total", "in total"]];
 const UNITS = [["tokens", "tokens"], ["money", "money"]];
@@ -62,7 +62,7 @@ function keysView() {
         head: ["Requests/min", "Tokens/min", "Open"][i],
         class: "use",
         sort: (k) => k.now?.[now] ?? 0,
-        value: (k) => [k.now?.[now] ?? 0, k.limits?.[name] ?? null],
+        value: (k) => [k.now?.[now] ?? null, k.limits?.[name] ?? null],
         cell: ([used, limit]) => useOf(used, limit, ["requests in this minute", "tokens in this minute", "open requests"][i]),
       })),
       { head: "Budget", class: "use wide", value: (k) => k.budgets ?? [], cell: (budgets) => (budgets.length ? budgets.map(budgetUse) : h("span", { class: "faint" }, "no budget")) },
@@ -147,7 +147,7 @@ function keysView() {
 
 function useOf(used, limit, what) {
   if (limit === null) return h("div", { class: "use-line" }, h("span", {}, compact(used)), h("span", { class: "faint" }, "no limit"));
-  return [h("div", { class: "use-line" }, h("span", {}, compact(used)), h("span", { class: "faint" }, `of ${compact(limit)}`)), bar(used / limit, { label: `${integer(used)} of ${integer(limit)} ${what}` })];
+  return [h("div", { class: "use-line" }, h("span", {}, compact(used)), h("span", { class: "faint" }, `of ${compact(limit)}`)), bar(used / limit, { label: `${integer(used ?? 0)} of ${integer(limit)} ${what}` })];
 }
 
 const amountOf = (b, n) => (b.unit === "money" ? money(n) : compact(n));
@@ -188,7 +188,7 @@ async function reveal(name, key, text) {
 // ---- the form of a key and of a team
 
 function limitsAndBudgets(record) {
-  const limits = LIMITS.map(([name, label]) => [name, label, h("input", { type: "number", min: 1, max: 1e15, step: 1, inputmode: "numeric", placeholder: "no limit", value: record?.limits?.[name] ?? "", "data-param": `limits.${name}` })]);
+  const limits = LIMITS.map(([name, label, , most]) => [name, label, h("input", { type: "number", min: 1, max: most, step: 1, inputmode: "numeric", placeholder: "no limit", value: record?.limits?.[name] ?? "", "data-param": `limits.${name}` })]);
   const rows = h("div", { class: "budget-rows", "data-param": "budgets" });
   const add = (b = { amount: "", unit: "tokens", period: "month" }) => {
     const amount = h("input", { type: "number", min: 0, step: "any", required: true, inputmode: "decimal", value: b.amount, "aria-label": "Amount" });

@@ -202,11 +202,7 @@ async function stream(body, key, signal, timing, ondelta) {
     if (failure.name === "AbortError") throw failure;
     throw new ApiError("The gateway does not answer.");
   }
-  if (!response.ok) {
-    const refusal = await problem(response);
-    if (refusal.code === "unknown_url") throw new ApiError("This address serves the admin API alone (server.admin_listen), and no models to talk to.");
-    throw refusal;
-  }
+  if (!response.ok) throw await problem(response);
   let ended = false;
   for await (const { data } of events(response)) {
     if (data === null) continue;
