@@ -146,13 +146,15 @@ function showShell(version) {
 
 function connection() {
   const dot = h("i", { class: "dot" });
-  const text = h("span", {}, "");
+  const text = h("span", { "aria-hidden": "true" }, "");
+  const spoken = h("span", { class: "offscreen", role: "status" }, ""); // without the seconds, or it would never be quiet
   const retry = h("button", { type: "button", class: "link", hidden: true, onclick: () => live.retryNow() }, "Retry now");
-  const element = h("div", { class: "connection", role: "status" }, dot, text, retry);
+  const element = h("div", { class: "connection" }, dot, text, spoken, retry);
   const update = () => {
     element.dataset.state = live.state;
     retry.hidden = live.state !== "waiting";
     const wait = Math.max(0, Math.ceil((live.retryAt - Date.now()) / 1000));
+    write(spoken, { live: "Connected", connecting: "", waiting: "The connection to the gateway is lost", off: "" }[live.state]);
     write(text, { live: "Live", connecting: "Connecting …", waiting: `Connection lost, retry in ${wait} s`, off: "Off" }[live.state]);
     if (live.state === "waiting" && element.isConnected) setTimeout(update, 500);
   };

@@ -3,7 +3,7 @@
 import { call, get } from "./api.js";
 import { changesView } from "./changes.js";
 import { confirm, form, open } from "./dialog.js";
-import { bar, button, copyButton, empty, ErrorLine, field, fill, freshId, h, select, setOptions, toast } from "./dom.js";
+import { bar, button, copyButton, empty, ErrorLine, field, fill, freshId, h, select, setOptions, toast, write } from "./dom.js";
 import { compact, dateTime, day, integer, money, plural, relative } from "./format.js";
 import { handOver } from "./playground.js";
 import { Poll } from "./refresh.js";
@@ -80,7 +80,7 @@ function keysView() {
       return (!status.value || k.status === status.value) && (!team.value || k.team === team.value) && words.every((w) => text.includes(w));
     });
     fill(none, all.length ? empty("No key fits", "Change the search or the filters.") : empty("No keys yet: make one", "A key lets a client in, and says which models it may use and how much.", button("New key", make, { kind: "primary", symbol: "plus" })));
-    count.textContent = rows.length === all.length ? plural(all.length, "key") : `${rows.length} of ${plural(all.length, "key")}`;
+    write(count, rows.length === all.length ? plural(all.length, "key") : `${integer(rows.length)} of ${plural(all.length, "key")}`);
     table.update(rows);
   }
 

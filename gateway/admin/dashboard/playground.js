@@ -106,7 +106,7 @@ export function playground({ tools }) {
 function pane(i) {
   const turns = kept.panes[i]; // {role, content, thought?, model?, stats?, failure?}
   const model = select([["", "…"]], "", { "aria-label": i ? "Second model" : "Model", onchange: () => (kept.models[i] = model.value) });
-  const figures = h("div", { class: "pane-figures", role: "status" });
+  const figures = h("div", { class: "pane-figures" });
   const talk = h("div", { class: "talk", role: "log", "aria-label": i ? "Second chat" : "Chat", tabindex: "0" });
   const none = h("p", { class: "talk-empty" }, "The answer comes here, token by token, with its time to first token and its speed.");
   let controller = null;
@@ -135,6 +135,7 @@ function pane(i) {
     draw();
     const live = bubble(turn);
     live.element.classList.add("busy");
+    live.element.setAttribute("aria-busy", "true"); // read out when it is whole, not token by token
     talk.lastElementChild.replaceWith(live.element);
     controller = new AbortController();
     const timing = { start: performance.now(), first: null, last: null, pieces: 0, usage: null, finish: null };
@@ -166,6 +167,7 @@ function pane(i) {
     clearInterval(ticking);
     controller = null;
     live.element.classList.remove("busy");
+    live.element.removeAttribute("aria-busy");
     turn.stats = summary(timing);
     write(live.stats, turn.stats);
     tell(timing, figures, true);

@@ -24,7 +24,7 @@ export function requests({ tools }) {
   const find = h("input", { type: "search", placeholder: "Request id, replica, error", "aria-label": "Search the rows shown", oninput: show });
   const pauseWords = h("span", {}, "Pause");
   const pause = h("button", { type: "button", class: "button", "aria-pressed": "false", "data-shortcut": "p", title: "Pause (p)", onclick: () => setPaused(!paused) }, icon("pause"), pauseWords);
-  const note = h("span", { class: "hint", role: "status" });
+  const note = h("span", { class: "hint" });
   tools.append(pause);
 
   let rows = new Map(); // seq → request
