@@ -93,7 +93,7 @@ export function usage({ tools }) {
       table = makeTable(by, () => answer, measure);
       fill(tableBox, table.element);
     }
-    table.update(rows);
+    table.update(numbered(rows, by));
     table.total(["Total", integer(total.requests), integer(total.errors), integer(total.prompt_tokens), integer(total.cached_tokens), integer(total.completion_tokens), money(total.cost), ""]);
   }
 
@@ -148,6 +148,16 @@ export function usage({ tools }) {
   };
 }
 
+// Two keys may have had the same name at different times: each has a row of its own.
+function numbered(rows, by) {
+  const seen = new Map();
+  return rows.map((row) => {
+    const number = (seen.get(row[by]) ?? 0) + 1;
+    seen.set(row[by], number);
+    return { ...row, place: `${row[by]} ${number}` };
+  });
+}
+
 // Hours are shown in the reader's own time zone, like everything else; days are what the gateway sums up, and UTC.
 const slotLabel = (when, slot, short) => (slot === "day" ? shortDay(when) : short ? minute(when) : `${day(when)} ${minute(when)}`);
 
@@ -164,7 +174,7 @@ function makeTable(by, latest, measure) {
   };
   return new Table({
     caption: `Usage by ${head.toLowerCase()}`,
-    key: (r) => r[by] ?? "",
+    key: (r) => r.place,
     empty: "",
     sorted: by === "day" ? { column: 0, down: true } : { column: 5, down: true },
     columns: [
