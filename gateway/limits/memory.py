@@ -7,15 +7,17 @@ perfect window of 60.5 s is admitted (60 / 60.5 > 99 %). Only the buckets in whi
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from gateway.limits.base import Account, Lease, Limits, Refused, Standing, Window
+from gateway.limits.base import FREE, Account, Budget, Lease, Limits, Period, Price, Refused, Standing, Window
+from gateway.limits.budgets import Held, Tally
 
 _PER_SECOND: Final = 2  # buckets; a power of two, so that their edges are exact floats
 _KEPT: Final = 60 * _PER_SECOND + 1  # from a bucket's own slot to the first in which it no longer counts
 _PARALLEL_RETRY: Final = 1.0  # seconds; nobody knows when a stream will end
+_BUDGET_RETRY: Final = 1.0  # seconds, where open requests may give back enough
 
 _NO_LIMITS: Final = Limits()
 
@@ -38,10 +40,12 @@ _TOKENS: Final[Callable[[_Bucket], int]] = attrgetter("tokens")
 
 
 class _Account:
-    """What one key used in the last minute, and holds now."""
+    """What one key or team used in the last minute, and holds now."""
 
     __slots__ = (
+        "bound",
         "buckets",
+        "counts_tokens",
         "limits",
         "max_parallel",
         "max_requests",
@@ -51,25 +55,43 @@ class _Account:
         "newest_end",
         "parallel",
         "requests",
+        "tallies",
+        "team",
         "tokens",
         "unlimited",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self) -> None:
         self.buckets: deque[_Bucket] = deque()  # oldest first
         self.newest = _Bucket(-_KEPT)
         self.newest_end = -math.inf
         self.requests = 0  # sums over the buckets
         self.tokens = 0
         self.parallel = 0
-        self.limit(limits)
+        self.tallies: list[Tally] = []
+        self.team: _Account | None
+        self.unlimited: bool
+        self.counts_tokens: bool
+        self.limit(_NO_LIMITS)
 
-    def limit(self, limits: Limits) -> None:
+    def limit(self, limits: Limits, budgets: Sequence[Budget] = (), team: "_Account | None" = None) -> None:
+        """Fixes the terms. What was counted before stays; of a budget too, whatever its amount."""
         self.limits = limits
-        self.unlimited = limits == _NO_LIMITS
         # No limit as infinity spares the request path comparisons with None.
         self.max_requests, self.max_tokens, self.max_parallel = (math.inf if n is None else n for n in limits)
         self.max_reserved = limits.tokens_per_minute or 0
+        counted = {(tally.budget.unit, tally.budget.period): tally for tally in self.tallies}
+        self.tallies = [counted.get((budget.unit, budget.period)) or Tally(budget) for budget in budgets]
+        for tally, budget in zip(self.tallies, budgets, strict=True):
+            tally.budget = budget
+        self.team = None if team is None or team.unlimited else team
+        self.bound = bool(self.tallies) or self.team is not None
+        self.unlimited = limits == _NO_LIMITS and not self.bound
+        self.counts_tokens = (
+            limits.tokens_per_minute is not None
+            or bool(self.tallies)
+            or (self.team is not None and self.team.counts_tokens)
+        )
 
     def advance(self, now: float) -> None:
         slot = int(now * _PER_SECOND)
@@ -107,6 +129,38 @@ class _Account:
                 return bucket.gone_at - now
         return math.inf
 
+    def lease(self, now: float, tokens: int) -> "_Lease":
+        """As `MemoryLimiter.admit` does for the many keys that have neither team nor budget."""
+        bucket, reserved = self.newest, min(tokens, self.max_reserved)
+        bucket.requests += 1
+        self.requests += 1
+        bucket.tokens += reserved
+        self.tokens += reserved
+        self.parallel += 1
+        return _Lease(self, bucket, reserved, self.standing(now))
+
+    def refusals(self, now: float, today: float, prompt_tokens: int, answer_tokens: int) -> list[Refused]:
+        """What stands in a request's way here: limits, and budgets."""
+        if now >= self.newest_end:
+            self.advance(now)
+        found = []
+        reserved = min(prompt_tokens + answer_tokens, self.max_reserved)
+        if (
+            self.requests >= self.max_requests
+            or self.tokens + reserved > self.max_tokens
+            or self.parallel >= self.max_parallel
+            or prompt_tokens > self.max_tokens
+        ):
+            found.append(self.refusal(now, prompt_tokens, reserved))
+        for tally in self.tallies:
+            tally.roll(today)
+            budget = tally.budget
+            if tally.spent + tally.reserved >= budget.amount:
+                wait = _BUDGET_RETRY if tally.spent < budget.amount else None
+                standing, until = self.standing(now), tally.resets_at
+                found.append(Refused("budget", wait, standing, budget.amount, budget=budget, resets_at=until))
+        return found
+
     def refusal(self, now: float, prompt_tokens: int, reserved: int) -> Refused:
         """The verdict on a request that does not fit: of the limits in its way, the one with the longest wait."""
         requests = self.wait(self.requests + 1 - self.max_requests, _REQUESTS, now)
@@ -138,7 +192,7 @@ class _Lease:
         self.reserved = reserved
         self.standing = standing
 
-    def settle(self, tokens: int | None) -> None:
+    def settle(self, tokens: int | None, cost: int = 0) -> None:
         account = self._account
         if account is None:
             return
@@ -156,43 +210,86 @@ class _Lease:
         account.tokens += more
 
 
+class _Joint:
+    """The lease of a request that a team or a budget has a say in too."""
+
+    __slots__ = ("_held", "_leases", "reserved", "standing")
+
+    def __init__(self, leases: list[_Lease], held: list[Held], standing: Standing) -> None:
+        self._leases = leases
+        self._held = held
+        self.reserved = leases[0].reserved
+        self.standing = standing
+
+    def settle(self, tokens: int | None, cost: int = 0) -> None:
+        for lease in self._leases:
+            lease.settle(tokens)
+        held, self._held = self._held, []
+        for one in held:
+            one.tally.settle(one, tokens or 0, 0 if tokens is None else cost)
+
+
 class _Unlimited:
     """The lease of every request without limits: there is nothing to give back."""
 
     standing: Final = Standing(None, None)
     reserved: Final = 0
 
-    def settle(self, tokens: int | None) -> None:
+    def settle(self, tokens: int | None, cost: int = 0) -> None:
         pass
 
 
 _UNLIMITED: Final = _Unlimited()
 
 
+class BudgetUse(NamedTuple):
+    budget: Budget
+    spent: int  # in the budget's unit; open requests not counted
+    resets_at: float | None  # seconds since the epoch; None: never
+
+
+class Use(NamedTuple):
+    """An account as it stands. Where it has no limits at all, nothing is counted."""
+
+    requests: int  # in the last minute
+    tokens: int
+    parallel: int  # open now
+    budgets: tuple[BudgetUse, ...]
+
+
+Mark = Mapping[
+    str, Sequence[tuple[Tally, float, int]]
+]  # by owner: each budget's tally, its period's end, what is spent
+
+
 class MemoryLimiter:
     """Exact within this process. For one event loop: `admit` never suspends, so no decision is interleaved.
 
-    `clock` gives seconds and never goes back.
+    `clock` gives seconds and never goes back; `calendar` gives seconds since the epoch.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, calendar: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._calendar = calendar
         self._accounts: dict[str, _Account] = {}
 
-    def account(self, key_id: str, limits: Limits) -> Account:
-        account = self._accounts.get(key_id)
+    def account(
+        self, owner: str, limits: Limits, budgets: Sequence[Budget] = (), team: Account | None = None
+    ) -> Account:
+        account = self._accounts.get(owner)
         if account is None:
-            account = self._accounts[key_id] = _Account(limits)
-        else:
-            account.limit(limits)
+            account = self._accounts[owner] = _Account()
+        account.limit(limits, budgets, None if team is None else _own(team))
         return account
 
-    async def admit(self, account: Account, prompt_tokens: int, answer_tokens: int) -> Lease:
+    async def admit(self, account: Account, prompt_tokens: int, answer_tokens: int, price: Price = FREE) -> Lease:
         if not isinstance(account, _Account):
             raise TypeError("an account of another limiter")
         if account.unlimited:
             return _UNLIMITED
         now = self._clock()
+        if account.bound:
+            return self._admit_all(account, now, prompt_tokens, answer_tokens, price)
         if now >= account.newest_end:
             account.advance(now)
         reserved = min(prompt_tokens + answer_tokens, account.max_reserved)
@@ -210,3 +307,76 @@ class MemoryLimiter:
         account.tokens += reserved
         account.parallel += 1
         return _Lease(account, bucket, reserved, account.standing(now))
+
+    def _admit_all(self, account: _Account, now: float, prompt: int, answer: int, price: Price) -> Lease:
+        team, today = account.team, self._calendar()
+        refusals = account.refusals(now, today, prompt, answer)
+        if team is not None:
+            of_team = team.refusals(now, today, prompt, answer)
+            for refused in of_team:
+                refused.of_team = True
+            refusals += of_team
+        if refusals:
+            raise max(refusals, key=lambda refused: math.inf if refused.retry_after is None else refused.retry_after)
+        tokens, cost = prompt + answer, price.cost(prompt, answer)
+        lease = account.lease(now, tokens)
+        held = [tally.hold(tokens, cost) for tally in account.tallies]
+        if team is None:
+            return _Joint([lease], held, lease.standing)
+        of_team_too = team.lease(now, tokens)
+        held += [tally.hold(tokens, cost) for tally in team.tallies]
+        return _Joint([lease, of_team_too], held, _tighter(lease.standing, of_team_too.standing))
+
+    def use(self, owner: str) -> Use | None:
+        """How an account stands; None if there is none. Not for the request path."""
+        account = self._accounts.get(owner)
+        if account is None:
+            return None
+        now, today = self._clock(), self._calendar()
+        if now >= account.newest_end:
+            account.advance(now)
+        for tally in account.tallies:
+            tally.roll(today)
+        return Use(
+            account.requests,
+            account.tokens,
+            account.parallel,
+            tuple(BudgetUse(tally.budget, tally.spent, tally.resets_at) for tally in account.tallies),
+        )
+
+    def mark(self) -> Mark:
+        """What all budgets have counted by now. Rolls those whose period is over."""
+        today = self._calendar()
+        marks: dict[str, list[tuple[Tally, float, int]]] = {}
+        for owner, account in self._accounts.items():
+            for tally in account.tallies:
+                tally.roll(today)
+                marks.setdefault(owner, []).append((tally, tally.until, tally.spent))
+        return marks
+
+    def restore(self, mark: Mark, spent: Mapping[str, Mapping[Period, tuple[int, int]]]) -> None:
+        """Puts what was really used until `mark`, by this process and all others, in the place of what was counted here.
+
+        `spent`: tokens and cost by owner and period.
+        """
+        for owner, marks in mark.items():
+            for tally, until, counted in marks:
+                if owner in spent and tally.until == until:
+                    tally.spent += spent[owner][tally.budget.period][tally.in_money] - counted
+
+
+def _own(account: Account) -> _Account:
+    if not isinstance(account, _Account):
+        raise TypeError("an account of another limiter")
+    return account
+
+
+def _tighter(one: Standing, other: Standing) -> Standing:
+    """Of each kind of window the one in which less is left."""
+    return Standing(_less(one.requests, other.requests), _less(one.tokens, other.tokens))
+
+
+def _less(one: Window | None, other: Window | None) -> Window | None:
+    if one is None or other is None:
+        return one or other
+    return min(one, other, key=attrgetter("remaining"))

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from gateway.limits.base import Limits
+from gateway.limits.base import Budget as Budget, Limits, Period as Period, Unit as Unit  # noqa: PLC0414 - words here too
 
 Group = Literal["key", "team", "model", "day", "hour"]
-Period = Literal["day", "month", "total"]  # of UTC's calendar
-Unit = Literal["tokens", "money"]
 
 
 class StoreError(Exception):
@@ -16,14 +14,6 @@ class StoreError(Exception):
 
 class DuplicateError(Exception):
     """The name is taken."""
-
-
-class Budget(NamedTuple):
-    """What may be used up in a period, and then no more until the next one."""
-
-    amount: int  # tokens (prompt + completion), or millionths of money
-    unit: Unit
-    period: Period
 
 
 class Secret(NamedTuple):

@@ -18,6 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from gateway.limits.budgets import month_start
 from gateway.store import records
 from gateway.store.base import (
     AuditEntry,
@@ -33,7 +34,7 @@ from gateway.store.base import (
     UsageRow,
     UsageSum,
 )
-from gateway.store.sums import DAY, HOUR, Amounts, Bucket, month_start, split, sum_up, text_of
+from gateway.store.sums import DAY, HOUR, Amounts, Bucket, split, sum_up, text_of
 from gateway.store.tables import AUDIT, DAYS, HEAD, HOURS, KEYS, STATE, SUMMED, TEAMS, USAGE
 
 PATIENCE: Final = 5.0  # seconds that any one call may take

@@ -62,18 +62,6 @@ def split(start: float, end: float, *, whole_days: bool) -> Iterator[Span]:
     return (part for part in parts if part.start < part.end)
 
 
-def month_start(now: float) -> int:
-    """When the month of `now` began, in UTC."""
-    at = datetime.fromtimestamp(now, UTC)
-    return int(datetime(at.year, at.month, 1, tzinfo=UTC).timestamp())
-
-
-def month_end(now: float) -> int:
-    """When the month after it begins."""
-    at = datetime.fromtimestamp(now, UTC)
-    return int(datetime(at.year + at.month // 12, at.month % 12 + 1, 1, tzinfo=UTC).timestamp())
-
-
 def text_of(group: Group, value: str | int) -> str:
     """A group's value as it is told."""
     if group == "day":

@@ -2,13 +2,14 @@
 
 import math
 import re
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
 from gateway import errors
 from gateway.errors import INVALID, GatewayError
-from gateway.limits.base import Refused
+from gateway.limits.base import Budget, Refused
 from gateway.types import Endpoint, Headers
 from gateway.wire import sse
 
@@ -65,10 +66,13 @@ def headers(error: GatewayError) -> Headers:
 
 def over_limit(refused: Refused) -> GatewayError:
     """A limiter's verdict as an answer."""
+    if refused.budget is not None:
+        return _over_budget(refused, refused.budget)
+    where = " in your team" if refused.of_team else ""
     if refused.limit == "parallel_requests":
-        what = f"at most {refused.allowed} requests may be open at once"
+        what = f"at most {refused.allowed} requests{where} may be open at once"
     else:
-        what = f"at most {refused.allowed} {refused.limit} per minute"
+        what = f"at most {refused.allowed} {refused.limit} per minute{where}"
     for_good = refused.retry_after is None
     hint = "This prompt is larger than the limit itself." if for_good else "Please try again later."
     return GatewayError(
@@ -78,6 +82,29 @@ def over_limit(refused: Refused) -> GatewayError:
         type="tokens" if refused.limit == "tokens" else "requests",
         retry_after=refused.retry_after,
         should_retry=False if for_good else None,
+    )
+
+
+_PERIODS: Final = {"day": " for this day", "month": " for this month", "total": ""}
+
+
+def _over_budget(refused: Refused, budget: Budget) -> GatewayError:
+    whose = "team's" if refused.of_team else "key's"
+    amount = f"{budget.amount} tokens" if budget.unit == "tokens" else f"{budget.amount / 1e6:g}"
+    if refused.retry_after is not None:
+        state = "is held by requests that are still open. Please try again later."
+    elif refused.resets_at is None:
+        state = "is used up."
+    else:
+        at = datetime.fromtimestamp(refused.resets_at, UTC)
+        state = f"is used up. It begins anew at {at:%Y-%m-%dT%H:%M:%SZ}."
+    return GatewayError(
+        429,
+        "insufficient_quota",
+        f"The {whose} budget of {amount}{_PERIODS[budget.period]} {state}",
+        type="insufficient_quota",
+        retry_after=refused.retry_after,
+        should_retry=False if refused.retry_after is None else None,
     )
 
 

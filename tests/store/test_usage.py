@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from gateway.store.base import Spent, StoreError, UsageRow, UsageSum
 from gateway.store.db import Store, open_store
-from gateway.store.sums import DAY, HOUR, month_end, month_start, split, sum_up
+from gateway.store.sums import DAY, HOUR, split, sum_up
 
 NOON = datetime(2026, 11, 24, 12, 30, tzinfo=UTC).timestamp()
 
@@ -169,12 +169,3 @@ def test_spans_cover_each_hour_of_the_range_once(times: list[int], start: int, e
     )
     assert found == sum(start <= time // HOUR * HOUR < end for time in times)
     assert sum(amounts[0] for amounts in totals.hours.values()) == len(times)
-
-
-@given(st.integers(0, 4_000_000_000))
-def test_months_follow_one_another(now: int) -> None:
-    start, end = month_start(now), month_end(now)
-    assert start <= now < end
-    assert month_start(end) == end
-    assert datetime.fromtimestamp(start, UTC).day == 1
-    assert 28 * DAY <= end - start <= 31 * DAY

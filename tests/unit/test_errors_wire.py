@@ -7,7 +7,7 @@ import pytest
 
 from gateway import errors
 from gateway.errors import Fault, GatewayError
-from gateway.limits.base import Refused, Standing
+from gateway.limits.base import Budget, Refused, Standing
 from gateway.wire import errors as wire
 from gateway.wire.openai import ENDPOINTS
 
@@ -190,3 +190,47 @@ def test_what_stands_ready() -> None:
         assert error.fault is not Fault.CLIENT
         assert (error.retry_after is not None) == (status == 503)
         assert code in repr(error)
+
+
+@pytest.mark.parametrize(
+    ("budget", "retry_after", "resets_at", "of_team", "message"),
+    [
+        (
+            Budget(1000, "tokens", "day"),
+            None,
+            1_795_564_800.0,
+            False,
+            "The key's budget of 1000 tokens for this day is used up. It begins anew at 2026-11-25T00:00:00Z.",
+        ),
+        (Budget(2_500_000, "money", "total"), None, None, True, "The team's budget of 2.5 is used up."),
+        (
+            Budget(7, "tokens", "month"),
+            1.0,
+            1_796_083_200.0,
+            False,
+            "The key's budget of 7 tokens for this month is held by requests that are still open. Please try again later.",
+        ),
+    ],
+)
+def test_over_budget(
+    budget: Budget, retry_after: float | None, resets_at: float | None, of_team: bool, message: str
+) -> None:
+    refused = Refused(
+        "budget",
+        retry_after,
+        Standing(None, None),
+        budget.amount,
+        budget=budget,
+        resets_at=resets_at,
+        of_team=of_team,
+    )
+    error = wire.over_limit(refused)
+    assert (error.status, error.type, error.code) == (429, "insufficient_quota", "insufficient_quota")
+    assert error.message == message
+    assert error.retry_after == retry_after
+    assert error.should_retry is (None if retry_after else False)
+
+
+def test_a_team_s_limit_is_told_as_the_team_s() -> None:
+    error = wire.over_limit(Refused("tokens", 5.0, Standing(None, None), 7, of_team=True))
+    assert error.message == "Rate limit reached: at most 7 tokens per minute in your team. Please try again later."

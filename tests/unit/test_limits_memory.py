@@ -286,6 +286,7 @@ def test_a_client_that_hammers_gets_at_least_99_percent_and_never_more_than_all(
 def test_an_account_of_another_limiter_is_a_programming_error() -> None:
     class Foreign:
         limits = Limits()
+        counts_tokens = False
 
     with pytest.raises(TypeError):
         run(MemoryLimiter().admit(Foreign(), 0, 0))
