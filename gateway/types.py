@@ -64,6 +64,7 @@ class Call(NamedTuple):
     stream: bool
     include_usage: bool  # the client itself asked for the usage chunk
     max_tokens: int | None  # bound on the answer's tokens (times n, times prompts), None if the client set none
+    media: bool = False  # it may hold pictures or sound, whose bytes say nothing about their tokens
 
 
 class Usage(NamedTuple):

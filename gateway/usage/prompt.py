@@ -8,7 +8,6 @@ from gateway.usage.estimate import PromptEstimator
 from gateway.usage.tokens import CannotCount, TokenCounter
 
 MEDIA_TOKENS: Final = 1000  # what a picture is taken for; its bytes say nothing about its tokens
-MEDIA_SIZE: Final = 4096  # bytes of a body below which it cannot hold media worth looking for
 
 
 def count(counter: TokenCounter | None, estimator: PromptEstimator, call: Call) -> int:
@@ -24,7 +23,7 @@ def count(counter: TokenCounter | None, estimator: PromptEstimator, call: Call) 
                 return counter.count_prompt(body["input"])
         except CannotCount:
             pass
-    return estimator.estimate(text_size(call.body) if call.size > MEDIA_SIZE else call.size)
+    return estimator.estimate(text_size(call.body) if call.media else call.size)
 
 
 def text_size(body: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from gateway.wire.rules import Rule, invalid, missing, too_deep, type_name, wron
 
 MAX_FIELDS: Final = 256
 MAX_FIELD_NAME: Final = 256
+MEDIA_SIZE: Final = 4096  # bytes of a body below which it cannot hold media worth looking for
 
 ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     Endpoint(
@@ -139,6 +140,7 @@ def decode(endpoint: Endpoint, raw: bytes | bytearray) -> Call:
         stream and endpoint.streams,
         bool(stream and options and options.get("include_usage")),
         _answer_bound(rules, body) if endpoint.generates else 0,
+        len(raw) > MEDIA_SIZE and b"data:" in raw,
     )
 
 
