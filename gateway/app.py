@@ -78,14 +78,25 @@ class ExactPaths:
         await self.app(scope, receive, send)
 
 
-class PublicCORS(CORSMiddleware):
-    """For clients' endpoints: no other origin has any business with the admin API."""
+class PublicCORS:
+    """CORS for clients' endpoints, as the policy has it: no other origin has any business with the admin API."""
+
+    def __init__(self, app: Asgi, gateway: Gateway) -> None:
+        self.app = app
+        self._gateway = gateway
+        self._origins: frozenset[str] = frozenset()
+        self._public = app
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/admin"):
-            await self.app(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        origins = self._gateway.policy.cors_origins
+        if origins != self._origins:
+            self._origins = origins
+            self._public = self.app
+            if origins:
+                cors = CORSMiddleware(self.app, allow_origins=sorted(origins), allow_methods=["*"], allow_headers=["*"])
+                self._public = cors
+        app = self.app if scope["type"] == "http" and scope["path"].startswith("/admin") else self._public
+        await app(scope, receive, send)
 
 
 def admin_routes(console: Console) -> list[BaseRoute]:
@@ -100,7 +111,6 @@ def admin_routes(console: Console) -> list[BaseRoute]:
 def make_app(gateway: Gateway, console: Console | None = None) -> FastAPI:
     """The application around what `runtime` has built: the whole of it, or without `console` what is for the public
     where admin API and metrics have a port of their own."""
-    cors = gateway.policy.cors_origins
     plain = [(path, h) for path, h in routes(gateway, int(time.time())) if console is not None or path not in PRIVATE]
     app = FastAPI(
         title="Penstock",
@@ -115,11 +125,7 @@ def make_app(gateway: Gateway, console: Console | None = None) -> FastAPI:
         ],
         middleware=[
             Middleware(ExactPaths),
-            *(
-                [Middleware(PublicCORS, allow_origins=sorted(cors), allow_methods=["*"], allow_headers=["*"])]
-                if cors
-                else []
-            ),
+            Middleware(PublicCORS, gateway=gateway),
         ],
         exception_handlers={HTTPException: on_http_error, Exception: on_fault},
     )

@@ -79,6 +79,7 @@ def serve(
             metavar="PORT", min=0, max=65535, help="Listen on this port instead of server.port; 0: a free one."
         ),
     ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Read the file again whenever it changes.")] = False,
     log_level: Annotated[
         LogLevel, typer.Option(case_sensitive=False, help="The least severe messages to log, on stderr.")
     ] = LogLevel.INFO,
@@ -92,13 +93,14 @@ def serve(
     if config is None and not _DEFAULT_CONFIG.exists():
         _stop(f"there is no {_DEFAULT_CONFIG} here; type: penstock serve --config FILE")
     path = config or _DEFAULT_CONFIG
-    checked = _with_address(_load(path), host, port)
+    given = _address(host, port)
+    checked = _load(path)
 
     from gateway import runtime
     from gateway.observe import logs
 
     logs.configure(log_level.value)
-    raise typer.Exit(runtime.run(checked, path))
+    raise typer.Exit(runtime.run(checked, path, given, watch=watch))
 
 
 @app.command(epilog="Example:  penstock check configs/quickstart.yaml && echo fine")
@@ -152,16 +154,15 @@ def _load(path: Path) -> "Config":
         _stop(str(error))
 
 
-def _with_address(config: "Config", host: str | None, port: int | None) -> "Config":
-    """The config with the address from the command line, where one was given."""
+def _address(host: str | None, port: int | None) -> dict[str, object]:
+    """What of `server` is set on the command line."""
     from gateway.config.schema import listen_host
 
     try:
         given = {"host": None if host is None else listen_host(host), "port": port}
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--host'") from None
-    server = config.server.model_copy(update={name: value for name, value in given.items() if value is not None})
-    return config.model_copy(update={"server": server})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _stop(message: str) -> NoReturn:

@@ -78,7 +78,8 @@ class Gateway:
     metrics: Metrics
     access_log: AccessLog
     ticker: Ticker = field(default_factory=Ticker)
-    draining: bool = False
+    draining: bool = False  # on its way out: not ready, and connections are told to close
+    refusing: bool = False  # new requests too are told to go elsewhere
     requests: set[Open] = field(default_factory=set)
 
     @property

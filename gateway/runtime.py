@@ -16,114 +16,32 @@ import uvicorn
 import uvloop
 
 from engines.fleet import Fleet
-from engines.sources import ModelSource
-from engines.types import EngineEvent, EventKind
+from engines.types import EngineEvent, EventKind, ReplicaState
 from gateway.admin.context import Admin, ReloadFailedError
 from gateway.admin.guard import AdminKey
 from gateway.admin.live import make_pulse
 from gateway.admin.recent import Recent
 from gateway.app import Asgi, Console, make_app
-from gateway.auth import Keyring, digest
-from gateway.config.load import ConfigError, load
-from gateway.config.schema import Config, ModelConfig, grants, listen_address
+from gateway.compose import Memory, admin_digest, make_policy, sources
+from gateway.config.load import load
+from gateway.config.schema import Config, ServerConfig, listen_address
+from gateway.config.watch import watch
 from gateway.edge.protocol import EdgeProtocol, Timeouts, bound
-from gateway.limits.base import Limits
 from gateway.limits.memory import MemoryLimiter
+from gateway.listen import CannotListenError, handed_over, listen, notify, url
 from gateway.observe.logs import UVICORN, AccessLog
 from gateway.observe.loop import sample_loop_lag
 from gateway.observe.metrics import Metrics
-from gateway.policy import Gateway, Model, Policy
-from gateway.types import Caller
+from gateway.policy import Gateway
+from gateway.reload import Reloader, needs_restart, overridden
 from gateway.upstream.client import EngineClient
-from gateway.usage.estimate import AnswerLengths, PromptEstimator
-from gateway.usage.tokens import TokenCounter, load_counter
 
 log = structlog.get_logger("penstock")
 
 DRAIN_POLL = 0.05  # seconds
 SWEEP = 1.0  # seconds between two looks at all connections
-
-
-class Memory:
-    """What is known of models beyond one policy: kept by name over reloads."""
-
-    def __init__(self) -> None:
-        self._estimators: dict[str, PromptEstimator] = {}
-        self._answers: dict[str, AnswerLengths] = {}
-        self._counters: dict[str, TokenCounter | None] = {}
-
-    def model(self, name: str, config: ModelConfig, metrics: Metrics) -> Model:
-        folder = config.tokenizer or (config.engine.model if config.engine else None)
-        return Model(
-            name=name,
-            failover=config.failover,
-            stall_timeout=config.stall_timeout,
-            request_timeout=config.request_timeout,
-            failover_wait=config.failover_wait,
-            max_open_requests=config.max_open_requests,
-            template_kwargs=frozenset(config.chat_template_kwargs),
-            counter=self._counter(folder),
-            estimator=self._estimators.setdefault(name, PromptEstimator()),
-            answers=self._answers.setdefault(name, AnswerLengths()),
-            metrics=metrics.model(name),
-        )
-
-    def _counter(self, folder: str | None) -> TokenCounter | None:
-        if folder is None or not Path(folder).is_dir():
-            return None
-        if folder not in self._counters:
-            self._counters[folder] = load_counter(Path(folder))
-        return self._counters[folder]
-
-
-def allowed(patterns: list[str], models: Mapping[str, ModelConfig]) -> frozenset[str] | None:
-    """The models that a key's patterns cover, by their own names or by an alias; None: all there are and will be."""
-    if "*" in patterns:
-        return None
-    return frozenset(
-        name
-        for name, config in models.items()
-        if any(grants(pattern, known) for pattern in patterns for known in (name, *config.aliases))
-    )
-
-
-def make_policy(config: Config, memory: Memory, limiter: MemoryLimiter, metrics: Metrics) -> Policy:
-    """Everything that a request is judged by. Builds all of it before anything is swapped."""
-    models: dict[str, Model] = {}
-    for name, one in config.models.items():
-        model = memory.model(name, one, metrics)
-        models.update(dict.fromkeys([name, *one.aliases], model))
-    callers = {}
-    for key in config.keys:
-        account = limiter.account(key.name, Limits(**key.limits.model_dump()))
-        callers[bytes.fromhex(key.digest())] = Caller(key.name, account, allowed(key.models, config.models))
-    anonymous = Caller("anonymous", limiter.account("anonymous", Limits()), None) if config.auth == "none" else None
-    server = config.server
-    return Policy(
-        Keyring(callers, anonymous),
-        models,
-        server.max_body_bytes,
-        server.body_timeout,
-        server.drain_timeout,
-        frozenset(server.cors_origins),
-    )
-
-
-def sources(config: Config) -> dict[str, ModelSource]:
-    return {
-        name: ModelSource(
-            one.engine,
-            tuple(one.endpoints),
-            one.engine_api_key.get_secret_value() if one.engine_api_key else None,
-            one.served_model_name,
-            one.stall_timeout,
-        )
-        for name, one in config.models.items()
-    }
-
-
-def admin_digest(config: Config) -> bytes | None:
-    return digest(config.admin_key.get_secret_value().encode()) if config.admin_key else None
+LINGER = 5.0  # seconds in which connections that are handed over may still send a request
+REMOTE_START = 10.0  # seconds that a process with a predecessor waits for endpoints to answer
 
 
 def on_engine_event(event: EngineEvent) -> None:
@@ -144,43 +62,49 @@ class Process:
 
     http: str | None = None  # a protocol of uvicorn's own in place of the edge's
 
-    def __init__(self, config: Config, path: Path) -> None:
+    def __init__(self, config: Config, path: Path, given: Mapping[str, object], *, watch: bool = False) -> None:
+        """`given`: fields of `server` that were set on the command line and win over the file's. `watch`: reload when
+        the file changes."""
         self._config = config
         self._path = path
-        self._overrides = {"host": config.server.host, "port": config.server.port}
+        self._given = given
+        self._watch = watch
         self._memory = Memory()
         self._limiter = MemoryLimiter()
+        self._background: set[asyncio.Task[None]] = set()
         self._stopping: asyncio.Task[None] | None = None
+        self._told_to_stop = asyncio.Event()
 
     async def run(self) -> int:
         """Serves until told to stop. Returns the exit code."""
         server_config = self._config.server
-        wanted = [(server_config.host, server_config.port, "with --port")]
-        if server_config.admin_listen is not None:
-            wanted.append((*listen_address(server_config.admin_listen), "as server.admin_listen"))
-        listeners = []
-        for host, port, setting in wanted:
-            try:
-                listeners.append(listen(host, port))
-            except OSError as error:
-                sys.stderr.write(
-                    f"penstock: cannot listen on {host}:{port}: {error.strerror or error}. "
-                    f"Choose another port {setting}, or stop what listens there.\n"
-                )
-                return 1
+        self._handed_over = handed_over(os.environ)
+        try:
+            listeners = listeners_for(server_config, self._handed_over)
+        except CannotListenError as error:
+            sys.stderr.write(f"penstock: {error}\n")
+            return 1
         metrics = Metrics()
-        sourced = sources(self._config)
-        self._fleet = Fleet(sourced, base_dir=Path.cwd(), log_dir=Path(".penstock") / "logs", on_event=on_engine_event)
+        client = EngineClient()
+        self._fleet = Fleet(
+            sources(self._config),
+            base_dir=Path.cwd(),
+            log_dir=Path(".penstock") / "logs",
+            on_event=on_engine_event,
+            open_requests=client.open,
+        )
         recent = Recent()
+        self._memory.prepare(self._config)
         self._gateway = gateway = Gateway(
             policy=make_policy(self._config, self._memory, self._limiter, metrics),
             fleet=self._fleet,
-            client=EngineClient(),
+            client=client,
             limiter=self._limiter,
             metrics=metrics,
             access_log=AccessLog(tap=recent.extend),
         )
         self._admin_key = AdminKey(admin_digest(self._config))
+        self._reloader = Reloader(self._read, self._apply, metrics)
         admin = Admin(
             gateway,
             self._fleet,
@@ -188,26 +112,26 @@ class Process:
             recent,
             str(self._path),
             config=lambda: self._config.model_dump(mode="json"),
-            reload=self._reload_now,
+            reload=self._reloader.reload,
             prices=lambda _: None,
         )
         self._pulse = pulse = make_pulse(admin)
-        self._sources = sourced
-        self._protocol = bound(
-            gateway, Timeouts(server_config.header_timeout, server_config.body_timeout, server_config.idle_timeout)
-        )
+        self._timeouts = timeouts(server_config)
+        self._protocol = bound(gateway, self._timeouts)
         whole = make_app(gateway, Console(admin, pulse))
         apps = [whole] if len(listeners) == 1 else [make_app(gateway), whole]
         self._servers = [self._make_server(app) for app in apps]
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stop)
         loop.add_signal_handler(signal.SIGINT, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         background = [
             asyncio.create_task(sample_loop_lag(metrics.loop_lag)),
             asyncio.create_task(self._sweep()),
             asyncio.create_task(pulse.run()),
         ]
+        if self._watch:
+            background.append(asyncio.create_task(watch(self._path, self._reload)))
         gateway.access_log.start()
         gateway.ticker.start()
         await self._fleet.start()
@@ -215,12 +139,16 @@ class Process:
         gc.freeze()  # what is here now stays: no collection needs to look at it again
         # Requests leave hardly any cycles, and most of what they make is gone before a rarer collection would look at it.
         gc.set_threshold(20_000, 20, 20)
+        if self._handed_over:
+            await self._engines_ready()
         urls = dict(zip(("url", "admin_url"), map(url, listeners), strict=False))
         log.info("serving", **urls, models=list(self._config.models), pid=os.getpid())
+        notify("READY=1", os.environ)
         try:
-            await asyncio.gather(
-                *(server.serve(sockets=[at]) for server, at in zip(self._servers, listeners, strict=True))
-            )
+            if not self._told_to_stop.is_set():
+                await asyncio.gather(
+                    *(server.serve(sockets=[at]) for server, at in zip(self._servers, listeners, strict=True))
+                )
         finally:
             for task in background:
                 task.cancel()
@@ -258,6 +186,35 @@ class Process:
                     if isinstance(connection, EdgeProtocol):
                         connection.tick(now)
 
+    async def _engines_ready(self) -> None:
+        """Waits until each model has an engine, or will not have one soon: until then, whoever shares the sockets with
+        this process takes what comes."""
+        changed = asyncio.Event()
+        unsubscribe = self._fleet.subscribe(lambda _: changed.set())
+        began = time.monotonic()
+        own = [one.engine.start_timeout for one in self._config.models.values() if one.engine is not None]
+        stopped = asyncio.create_task(self._told_to_stop.wait())
+        try:
+            async with asyncio.timeout(max([REMOTE_START, *own])):
+                while not stopped.done() and not self._settled(time.monotonic() - began):
+                    changed.clear()
+                    change = asyncio.create_task(changed.wait())
+                    await asyncio.wait({change, stopped}, timeout=SWEEP, return_when=asyncio.FIRST_COMPLETED)
+                    change.cancel()
+        except TimeoutError:
+            log.warning("not every model has an engine that is ready; serving all the same")
+        finally:
+            stopped.cancel()
+            unsubscribe()
+
+    def _settled(self, waited: float) -> bool:
+        """Whether no model's first engine is to be waited for any longer. `waited`: seconds."""
+        return all(
+            self._fleet.view.ready(model)
+            or not any(r.state is ReplicaState.STARTING and (r.managed or waited < REMOTE_START) for r in replicas)
+            for model, replicas in self._fleet.view.replicas.items()
+        )
+
     # ---- signals
 
     def _stop(self) -> None:
@@ -268,18 +225,35 @@ class Process:
             for server in self._servers:
                 server.should_exit = server.force_exit = True
             return
+        self._told_to_stop.set()
+        notify("STOPPING=1", os.environ)
         self._stopping = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
         gateway = self._gateway
         gateway.draining = True
-        log.info("draining", open_requests=len(gateway.requests), timeout=gateway.policy.drain_timeout)
-        deadline = time.monotonic() + gateway.policy.drain_timeout
-        while gateway.requests and time.monotonic() < deadline:  # noqa: ASYNC110 - an event would cost every request
+        timeout = gateway.policy.drain_timeout
+        log.info("draining", open_requests=len(gateway.requests), timeout=timeout, handing_over=bool(self._handed_over))
+        now = time.monotonic()
+        deadline, linger = now + timeout, now
+        if self._handed_over:
+            # New connections wait in a queue that does not end with this process; what was taken out of it is served.
+            for server in self._servers:
+                stop_listening(server)
+            linger = min(now + LINGER, deadline)
+        else:
+            gateway.refusing = True
+        while self._busy(linger) and time.monotonic() < deadline:  # noqa: ASYNC110 - an event would cost every request
             await asyncio.sleep(DRAIN_POLL)
         self._give_up()
         for server in self._servers:
             server.should_exit = True
+
+    def _busy(self, linger: float) -> bool:
+        """Whether something is still open; until `linger` (monotonic seconds), a connection is enough."""
+        if self._gateway.requests:
+            return True
+        return time.monotonic() < linger and any(server.server_state.connections for server in self._servers)
 
     def _give_up(self) -> None:
         """What is still open ends: requests with an error event."""
@@ -287,61 +261,65 @@ class Process:
         for request in list(self._gateway.requests):
             request.give_up()
 
-    def _reload(self) -> None:
-        """SIGHUP. The log tells how it went."""
+    # ---- reload
+
+    def _on_sighup(self) -> None:
+        task = asyncio.create_task(self._reload())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _reload(self) -> None:
+        """The log tells how it went."""
         with contextlib.suppress(ReloadFailedError):
-            self._apply()
+            await self._reloader.reload()
 
-    async def _reload_now(self) -> list[str]:
-        return self._apply()
+    def _read(self) -> Config:
+        config = overridden(load(self._path, os.environ), self._given)
+        self._memory.prepare(config)
+        return config
 
-    def _apply(self) -> list[str]:
-        """Builds a new policy and swaps it in; whatever is wrong with the file changes nothing. Returns what did not
-        come into force. Raises `ReloadFailedError`."""
-        gateway = self._gateway
-        try:
-            config = load(self._path, os.environ)
-            if sources(config) != self._sources:
-                raise ConfigError([])
-            policy = make_policy(config, self._memory, self._limiter, gateway.metrics)
-        except ConfigError as error:
-            gateway.metrics.reloads["failed"] += 1
-            why = [str(fault) for fault in error.faults] or ["a change of engines or endpoints needs a restart"]
-            log.error("reload failed; the old configuration stays", faults=why)
-            raise ReloadFailedError("\n".join(why)) from None
-        notes = []
-        if config.server != self._config.server:
-            notes.append("changes under server need a restart; all else is in force")
-            log.warning(notes[0])
-        gateway.policy = policy
-        self._config = config
+    def _apply(self, config: Config) -> list[str]:
+        """Builds all that can fail, and swaps then."""
+        policy = make_policy(config, self._memory, self._limiter, self._gateway.metrics)
+        notes = needs_restart(self._config, config)
+        self._gateway.policy = policy
         self._admin_key.digest = admin_digest(config)
-        gateway.metrics.reloads["applied"] += 1
-        log.info("reloaded", models=list(config.models), keys=len(config.keys))
+        vars(self._timeouts).update(vars(timeouts(config.server)))
+        for server in self._servers:
+            server.config.timeout_keep_alive = int(config.server.idle_timeout)
+        notes += self._fleet.update(sources(config))
+        self._config = config
         return notes
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+def timeouts(server: ServerConfig) -> Timeouts:
+    return Timeouts(server.header_timeout, server.body_timeout, server.idle_timeout)
 
 
-def url(listener: socket.socket) -> str:
-    """Where it is reached."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def listeners_for(server: ServerConfig, handed_over: list[socket.socket]) -> list[socket.socket]:
+    """The public socket, and the one of `admin_listen` if there is one: those that came with the process, in this order,
+    else new ones. Raises `CannotListenError`."""
+    wanted = [(server.host, server.port, "with --port")]
+    if server.admin_listen is not None:
+        wanted.append((*listen_address(server.admin_listen), "as server.admin_listen"))
+    if not handed_over:
+        return [listen(host, port, setting) for host, port, setting in wanted]
+    if len(handed_over) != len(wanted):
+        raise CannotListenError(
+            f"{len(handed_over)} sockets were handed over (LISTEN_FDS), but {len(wanted)} are needed: "
+            "the public one, and a second one where server.admin_listen is set."
+        )
+    return handed_over
 
 
-def run(config: Config, path: Path) -> int:
-    """Serves `config`, read from `path`, until SIGTERM or Ctrl-C. Blocks; returns the exit code."""
-    return uvloop.run(Process(config, path).run())
+def stop_listening(server: uvicorn.Server) -> None:
+    """Takes no more connections; those that wait are somebody else's to take."""
+    for one in server.servers:
+        one.close()
+
+
+def run(config: Config, path: Path, given: Mapping[str, object], *, watch: bool = False) -> int:
+    """Serves `config`, read from `path`, until SIGTERM or Ctrl-C. Blocks; returns the exit code. `given`: the fields of
+    `server` that win over the file's. `watch`: read the file again whenever it changes."""
+    config = overridden(config, given)
+    return uvloop.run(Process(config, path, given, watch=watch).run())

@@ -35,7 +35,7 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
     policy, run = gateway.policy, Run(gateway, head, sink)
     gateway.requests.add(run)
     try:
-        if gateway.draining:
+        if gateway.refusing:
             raise errors.draining()
         run.caller = policy.keyring.identify(head.authorization, head.api_key)
         judge_head(head, policy.max_body_bytes)

@@ -54,8 +54,11 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "gateway.app",
             "gateway.bench",
             "gateway.cli",
+            "gateway.compose",
             "gateway.config.watch",
             "gateway.console",
+            "gateway.listen",
+            "gateway.reload",
             "gateway.runtime",
         ),
     ),
@@ -78,7 +81,13 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "gateway.run": ("gateway.policy", "gateway.relay"),
     "gateway.serve": ("gateway.failover", "gateway.policy", "gateway.relay", "gateway.run"),
     "gateway.app": ("gateway.runtime",),
-    "gateway.runtime": ("gateway.app", "gateway.config.watch"),
+    "gateway.runtime": (
+        "gateway.app",
+        "gateway.compose",
+        "gateway.config.watch",
+        "gateway.listen",
+        "gateway.reload",
+    ),
     "gateway.cli": ("gateway.bench", "gateway.console", "gateway.runtime"),
     "gateway.__main__": ("gateway.cli",),
 }
@@ -92,7 +101,13 @@ ONLY: dict[str, tuple[str, ...]] = {
 
 # Config stops at the composition root.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
-    "gateway.config": ("gateway.runtime", "gateway.cli", "gateway.config.watch"),
+    "gateway.config": (
+        "gateway.cli",
+        "gateway.compose",
+        "gateway.config.watch",
+        "gateway.reload",
+        "gateway.runtime",
+    ),
     "gateway.bench": ("gateway.cli",),
     "gateway.console": ("gateway.cli",),
 }
