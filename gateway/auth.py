@@ -1,10 +1,13 @@
 """Stage 1: from credentials to a caller, before the body is read."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NoReturn
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, store_unavailable
+from gateway.keys import valid_secrets
+from gateway.limits.base import Limiter
+from gateway.store.base import KeyRecord, TeamRecord
 from gateway.types import Caller
 
 MAX_KEY: Final = 256  # bytes; keeps a megabyte key from being hashed
@@ -44,12 +47,15 @@ def credential(authorization: tuple[bytes, ...], api_key: tuple[bytes, ...]) -> 
 class Keyring:
     """The keys of a policy, by digest: a look-up costs the same for ten keys and for ten thousand."""
 
-    def __init__(self, callers: Mapping[bytes, Caller], anonymous: Caller | None = None) -> None:
+    def __init__(
+        self, callers: Mapping[bytes, Caller], anonymous: Caller | None = None, *, complete: bool = True
+    ) -> None:
         self._callers = callers
         self.anonymous = anonymous  # who everybody is under `auth: none`
+        self._complete = complete  # False: there may be keys that could not be read from the store
 
     def identify(self, authorization: tuple[bytes, ...], api_key: tuple[bytes, ...]) -> Caller:
-        """Raises `GatewayError` invalid_api_key or ambiguous_credentials."""
+        """Raises `GatewayError` invalid_api_key, ambiguous_credentials or store_unavailable."""
         if self.anonymous is not None:
             return self.anonymous
         key = credential(authorization, api_key)
@@ -57,5 +63,44 @@ class Keyring:
             refuse()
         caller = self._callers.get(digest(key))
         if caller is None:
+            if not self._complete:
+                raise store_unavailable()
             refuse()
         return caller
+
+
+Grants = Callable[[Sequence[str]], frozenset[str] | None]  # from patterns to the models that they cover; None: all
+
+
+def store_callers(
+    keys: Iterable[KeyRecord], teams: Mapping[str, TeamRecord], limiter: Limiter, grants: Grants, now: float
+) -> dict[bytes, Caller]:
+    """Who the store's keys stand for at `now`, by digest. A key whose team is gone stands for nobody."""
+    found: dict[bytes, Caller] = {}
+    covered: dict[tuple[str, ...], frozenset[str] | None] = {}
+
+    def models(patterns: tuple[str, ...]) -> frozenset[str] | None:
+        if patterns not in covered:
+            covered[patterns] = grants(patterns)
+        return covered[patterns]
+
+    accounts = {team.id: limiter.account(team.id, team.limits, team.budgets) for team in teams.values()}
+    for key in keys:
+        secrets = valid_secrets(key, now)
+        if not secrets or (key.team_id is not None and key.team_id not in teams):
+            continue
+        own, team = models(key.models), None
+        if key.team_id is not None:
+            team = accounts[key.team_id]
+            own = _both(own, models(teams[key.team_id].models))
+        account = limiter.account(key.id, key.limits, key.budgets, team)
+        caller = Caller(key.name, account, own, key.id, key.team_id)
+        for secret in secrets:
+            found[secret.digest] = caller
+    return found
+
+
+def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other

@@ -111,6 +111,17 @@ def draining() -> GatewayError:
     )
 
 
+def store_unavailable() -> GatewayError:
+    return GatewayError(
+        503,
+        "store_unavailable",
+        "This API key cannot be looked up at the moment. Please try again.",
+        type=SERVER,
+        fault=Fault.GATEWAY,
+        retry_after=2,
+    )
+
+
 def internal() -> GatewayError:
     return GatewayError(
         500, "internal_error", "The gateway failed. Please try again.", type=SERVER, fault=Fault.GATEWAY
