@@ -34,6 +34,7 @@ from gateway.observe.loop import sample_loop_lag
 from gateway.observe.metrics import Metrics
 from gateway.policy import Gateway
 from gateway.reload import Reloader, needs_restart, overridden
+from gateway.store.db import Store
 from gateway.upstream.client import EngineClient
 
 log = structlog.get_logger("penstock")
@@ -93,6 +94,7 @@ class Process:
             on_event=on_engine_event,
             open_requests=client.open,
         )
+        self._store = Store(self._config.store)
         recent = Recent()
         self._memory.prepare(self._config)
         self._gateway = gateway = Gateway(
@@ -114,6 +116,9 @@ class Process:
             config=lambda: self._config.model_dump(mode="json"),
             reload=self._reloader.reload,
             prices=lambda _: None,
+            store=self._store,
+            sync=self._sync,
+            use=self._limiter.use,
         )
         self._pulse = pulse = make_pulse(admin)
         self._timeouts = timeouts(server_config)
@@ -156,6 +161,7 @@ class Process:
             gateway.client.close()
             await self._fleet.stop()
             await gateway.access_log.stop()
+            await self._store.close()
         log.info("stopped")
         return 0
 
@@ -272,6 +278,9 @@ class Process:
         """The log tells how it went."""
         with contextlib.suppress(ReloadFailedError):
             await self._reloader.reload()
+
+    async def _sync(self) -> None:
+        pass
 
     def _read(self) -> Config:
         config = overridden(load(self._path, os.environ), self._given)

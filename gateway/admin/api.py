@@ -6,13 +6,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from gateway import __version__
-from gateway.admin import engines, live, system
+from gateway.admin import engines, keys, live, system, usage
 from gateway.admin.context import Admin
-from gateway.admin.errors import on_fault, on_gateway_error, on_http_error, on_invalid
+from gateway.admin.errors import on_duplicate, on_fault, on_gateway_error, on_http_error, on_invalid, on_store_error
 from gateway.admin.guard import Guard
 from gateway.admin.pulse import Pulse
 from gateway.admin.shapes import Figures
 from gateway.errors import GatewayError
+from gateway.store.base import DuplicateError, StoreError
 
 
 def make_admin(admin: Admin, pulse: Pulse[Figures]) -> FastAPI:
@@ -28,11 +29,15 @@ def make_admin(admin: Admin, pulse: Pulse[Figures]) -> FastAPI:
         exception_handlers={
             GatewayError: on_gateway_error,
             RequestValidationError: on_invalid,
+            StoreError: on_store_error,
+            DuplicateError: on_duplicate,
             HTTPException: on_http_error,
             Exception: on_fault,
         },
     )
     app.include_router(system.router(admin))
+    app.include_router(keys.router(admin))
+    app.include_router(usage.router(admin))
     app.include_router(engines.router(admin))
     app.include_router(live.router(admin, pulse))
     return app

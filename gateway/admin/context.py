@@ -1,13 +1,24 @@
 """What the admin API works with. Made by the composition root, in which config and files are known."""
 
+import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import structlog
 
 from engines.fleet import Fleet
 from gateway.admin.guard import AdminKey
 from gateway.admin.recent import Recent
+from gateway.limits.memory import Use
 from gateway.policy import Gateway
+from gateway.store.base import AuditEntry, StoreError
+from gateway.store.db import Store
+
+log = structlog.get_logger("penstock")
+
+WHO: Final = "admin"
 
 
 class Prices(NamedTuple):
@@ -34,3 +45,17 @@ class Admin:
     ]  # the config in force as plain values, secrets and all: only `masked` is shown
     reload: Callable[[], Awaitable[list[str]]]  # returns what an operator should know; raises ReloadFailedError
     prices: Callable[[str], Prices | None]  # of a model, by name or alias
+    store: Store
+    sync: Callable[[], Awaitable[None]]  # what the store holds of keys and teams takes effect in this process
+    use: Callable[[str], Use | None]  # how the account of a key or team stands, by its id
+
+    async def note(self, what: str, target: str, after: object = None) -> None:
+        """What an operator did that is no change of the store's own: into the audit table, and into the log, in which it
+        stands even if the store is down."""
+        log.info("admin", what=what, target=target)
+        try:
+            await self.store.add_audit(
+                AuditEntry(time.time(), WHO, what, target, None, None if after is None else json.dumps(after))
+            )
+        except StoreError:
+            log.warning("the audit table has no row of this", what=what, target=target)

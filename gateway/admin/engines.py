@@ -1,11 +1,14 @@
 """Models, and the engines that answer for them."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from starlette.responses import Response
 
 from engines.types import Replica
+from gateway.admin.answers import listing
 from gateway.admin.context import Admin
 from gateway.admin.errors import not_found
 from gateway.admin.shapes import Engines, EngineShown, LogAsked, LogTail, Models, ModelShown, Price
@@ -40,11 +43,11 @@ def engine(admin: Admin, replica: Replica) -> EngineShown:
     )
 
 
-def model(admin: Admin, one: Model) -> ModelShown:
+def model(admin: Admin, one: Model, names: Iterable[str]) -> ModelShown:
     gateway, metrics, prices = admin.gateway, one.metrics, admin.prices(one.name)
     return ModelShown(
         name=one.name,
-        aliases=[name for name, known in gateway.policy.models.items() if known is one and name != one.name],
+        aliases=[name for name in names if name != one.name],
         failover=one.failover,
         ready=bool(gateway.fleet.view.ready(one.name)),
         replicas=len(gateway.fleet.view.of(one.name)),
@@ -60,16 +63,18 @@ def router(admin: Admin) -> APIRouter:
     api = APIRouter()
     working: set[asyncio.Task[None]] = set()  # restarts that are under way
 
-    @api.get("/models")
-    async def models() -> Models:
+    @api.get("/models", response_model=Models)
+    async def models() -> Response:
         """The models of the config, in its order."""
-        return Models(data=[model(admin, one) for one in dict.fromkeys(admin.gateway.policy.models.values())])
+        named: dict[Model, list[str]] = {}
+        for name, one in admin.gateway.policy.models.items():
+            named.setdefault(one, []).append(name)
+        return await listing(model(admin, one, names) for one, names in named.items())
 
-    @api.get("/engines")
-    async def engines() -> Engines:
+    @api.get("/engines", response_model=Engines)
+    async def engines() -> Response:
         """All replicas of all models."""
-        view = admin.fleet.view
-        return Engines(data=[engine(admin, one) for replicas in view.replicas.values() for one in replicas])
+        return await listing(engine(admin, one) for of in admin.fleet.view.replicas.values() for one in of)
 
     @api.get("/engines/{engine_id:path}/log")
     async def log(engine_id: str, asked: Annotated[LogAsked, Query()]) -> LogTail:
@@ -88,7 +93,23 @@ def router(admin: Admin) -> APIRouter:
         task = asyncio.create_task(admin.fleet.restart(replica.id))
         working.add(task)
         task.add_done_callback(working.discard)
-        await asyncio.sleep(0)
+        await admin.note("restart_engine", replica.id)
+        return engine(admin, find(admin, replica.id))
+
+    @api.post("/engines/{engine_id:path}/drain", status_code=202)
+    async def drain(engine_id: str) -> EngineShown:
+        """Takes nothing new until it is resumed; what is open on it ends in its time."""
+        replica = find(admin, engine_id)
+        admin.fleet.drain(replica.id)
+        await admin.note("drain_engine", replica.id)
+        return engine(admin, find(admin, replica.id))
+
+    @api.post("/engines/{engine_id:path}/resume", status_code=202)
+    async def resume(engine_id: str) -> EngineShown:
+        """Takes requests again. Does nothing to one that was not drained."""
+        replica = find(admin, engine_id)
+        admin.fleet.resume(replica.id)
+        await admin.note("resume_engine", replica.id)
         return engine(admin, find(admin, replica.id))
 
     return api

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import GatewayError, internal
+from gateway.errors import SERVER, Fault, GatewayError, internal
 from gateway.wire import errors as wire_errors
 
 _CODES: Final = {
@@ -68,9 +68,11 @@ def from_fault(fault: Mapping[str, Any]) -> GatewayError:
     if where is None:
         if kind == "missing":
             return GatewayError(400, "invalid_json", "The request must have a body: a JSON object.")
+        if kind == "value_error":
+            return GatewayError(400, "invalid_value", f"Invalid request: {_words(fault)}.")
         return GatewayError(400, "invalid_json", "The body must be a JSON object.")
     code = _CODES.get(kind) or ("invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value")
-    if kind.startswith("decimal") or isinstance((fault.get("ctx") or {}).get("ge"), float):
+    if any(isinstance(bound, float) for bound in (fault.get("ctx") or {}).values()):
         code = code.replace("integer", "decimal")
     if kind == "missing":
         message = f"Missing required parameter: '{where}'."
@@ -91,6 +93,25 @@ async def on_gateway_error(request: Request, exc: Exception) -> Response:
     return error_response(exc)
 
 
+async def on_store_error(request: Request, exc: Exception) -> Response:
+    """Requests of clients go on as ever meanwhile."""
+    return error_response(
+        GatewayError(
+            503,
+            "store_unavailable",
+            "The store cannot be reached or written to at the moment; nothing has changed. Please try again.",
+            type=SERVER,
+            fault=Fault.GATEWAY,
+            retry_after=5,
+        )
+    )
+
+
+async def on_duplicate(request: Request, exc: Exception) -> Response:
+    what = "team" if "/teams" in request.url.path else "key"
+    return error_response(GatewayError(409, "name_taken", f"There is a {what} of that name already.", param="name"))
+
+
 async def on_invalid(request: Request, exc: Exception) -> Response:
     """The first fault: one `param` is all that the shape has room for."""
     assert isinstance(exc, RequestValidationError)
@@ -100,6 +121,8 @@ async def on_invalid(request: Request, exc: Exception) -> Response:
 async def on_http_error(request: Request, exc: Exception) -> Response:
     """What the router, or the reading of a body, refuses."""
     assert isinstance(exc, HTTPException)
+    if isinstance(exc.__cause__, GatewayError):
+        return error_response(exc.__cause__)
     if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allow = (exc.headers or {}).get("Allow", "")
         error = GatewayError(

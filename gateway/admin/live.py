@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
+from gateway.admin.answers import listing
 from gateway.admin.context import Admin, Prices
 from gateway.admin.errors import printable
 from gateway.admin.figures import Look, look, rates
@@ -130,11 +131,11 @@ def shown(entry: Entry, admin: Admin) -> RequestShown:
 def router(admin: Admin, pulse: Pulse[Figures]) -> APIRouter:
     api = APIRouter()
 
-    @api.get("/requests")
-    async def requests(asked: Annotated[RequestsAsked, Query()]) -> Requests:
+    @api.get("/requests", response_model=Requests)
+    async def requests(asked: Annotated[RequestsAsked, Query()]) -> Response:
         """The newest requests first; never what they said. `before`: the `seq` to go on from."""
         found = admin.recent.select(lambda record: wanted(asked, record), asked.limit, asked.before)
-        return Requests(data=[shown(entry, admin) for entry in found])
+        return await listing(shown(entry, admin) for entry in found)
 
     @api.get(
         "/events",

@@ -40,3 +40,16 @@ class Recent:
                 if len(found) == limit:
                     break
         return found
+
+    def minute(self, now: float) -> dict[str, tuple[int, int]]:
+        """Requests that have ended in the last 60 seconds, and their tokens, by the key's name. `now`: seconds since
+        the epoch. No more than the ring holds."""
+        found: dict[str, tuple[int, int]] = {}
+        for _, record in self.newest():
+            if record.time + record.duration < now - 60:
+                break
+            if record.key is not None:
+                requests, tokens = found.get(record.key, (0, 0))
+                more = (record.prompt_tokens or 0) + (record.completion_tokens or 0)
+                found[record.key] = requests + 1, tokens + more
+        return found

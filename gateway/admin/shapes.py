@@ -11,6 +11,17 @@ def iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def instant(text: str) -> float:
+    """The reverse, of any ISO 8601 text; a day alone begins at midnight UTC. Raises ValueError."""
+    try:
+        found = datetime.fromisoformat(text.upper())
+        seconds = found.replace(tzinfo=found.tzinfo or UTC).timestamp()
+        iso(seconds)
+    except (ValueError, OverflowError):
+        raise ValueError("there is no such time") from None
+    return seconds
+
+
 def iso_milliseconds(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
@@ -43,6 +54,25 @@ class ConfigShown(Said):
 class Reloaded(Said):
     outcome: Literal["applied"] = "applied"
     notes: list[str]
+
+
+class AuditShown(Said):
+    time: str
+    who: str
+    what: str
+    target: str
+    before: Any
+    after: Any
+
+
+class Audit(Said):
+    data: list[AuditShown]
+
+
+class AuditAsked(Asked):
+    model_config = ConfigDict(strict=False)  # a query holds text alone
+
+    limit: int = Field(default=100, ge=1, le=1000)
 
 
 # ---- models and engines

@@ -186,6 +186,11 @@ class Store:
             found = await connection.execute(sa.select(*columns).order_by(AUDIT.c.id.desc()).limit(limit))
             return [AuditEntry(*row) for row in found]
 
+    async def add_audit(self, entry: AuditEntry) -> None:
+        """Of what is no change of a key or team: those have their entries from the calls that make them."""
+        async with self._begin(writes=True) as connection:
+            await self._note(connection, entry)
+
     async def _note(self, connection: AsyncConnection, entry: AuditEntry) -> None:
         await connection.execute(sa.insert(AUDIT).values(entry._asdict()))
 

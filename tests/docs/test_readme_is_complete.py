@@ -13,6 +13,7 @@ from gateway.observe.metrics import Metrics, _Exposition
 from gateway.wire.openai import ENDPOINTS
 from tests.docs.readme import ROOT, TEXT, blocks, quoted, rows, section
 from tests.fake_engine import FakeEngine
+from tests.flow.admin import ADMIN
 from tests.served import Penstock, simple_config
 
 CODE = re.compile(r"[a-z]+(_[a-z]+)*")
@@ -118,6 +119,13 @@ async def test_endpoints(gateway: Penstock) -> None:
         assert (await gateway.get(path.replace("{name}", "tiny"))).status == 200, path
     for path in paths["POST"]:
         assert (await gateway.post(path, {}, key=None)).status == 401, path
+
+
+async def test_admin_api() -> None:
+    async with FakeEngine() as engine, Penstock(simple_config(engine.url, more=f"admin_key: {ADMIN}\n")) as running:
+        described = (await running.get("/admin/api/openapi.json", ADMIN)).json["paths"]
+    there = {f"{method.upper()} {path}" for path, methods in described.items() for method in methods}
+    assert {name for row in rows(section("Dashboard and admin API")) for name in quoted(row[0])} == there
 
 
 async def test_headers(gateway: Penstock) -> None:

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from tests.fake_engine import FakeEngine
+from tests.flow.admin import ENGINE_KEY, config
 from tests.flow.talk import Served
 from tests.served import KEY, Penstock, simple_config, until
 
@@ -142,3 +143,20 @@ async def served(shared: Penstock, chat_engine: FakeEngine, pooling_engine: Fake
     await chat_engine.reset()
     await pooling_engine.reset()
     return Served(shared, chat_engine, pooling_engine)
+
+
+# ---- for the admin API
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def chat() -> AsyncIterator[FakeEngine]:
+    async with FakeEngine(models=("tiny", "org/other"), api_key=ENGINE_KEY) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def admin(door: str, chat: FakeEngine) -> AsyncIterator[Penstock]:
+    """A gateway with an admin key, which tests that change nothing share."""
+    async with Penstock(config(chat.url), door) as gateway:
+        await gateway.ready()
+        yield gateway

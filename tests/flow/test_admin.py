@@ -8,59 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from tests.fake_engine import FakeEngine
+from tests.flow.admin import ADMIN, ENGINE_KEY, PROMPT, ask, config, judge
 from tests.flow.conftest import Start
-from tests.served import DEADLINE, JSON_TYPE, KEY, Answer, Penstock, bearer, close, until
-
-ADMIN = "sk-admin-0123456789"
-ENGINE_KEY = "sk-engine-0123456789"
-PROMPT = "what nobody but the engine may read"
-
-
-def config(*urls: str, server: str = "{}", admin: str = ADMIN) -> str:
-    return f"""\
-server: {server}
-admin_key: {admin}
-models:
-  tiny:
-    aliases: [default]
-    endpoints: [{", ".join(f'"{url}"' for url in urls)}]
-    engine_api_key: {ENGINE_KEY}
-  org/other: {{endpoints: ["{urls[0]}"], failover: "off", engine_api_key: {ENGINE_KEY}}}
-keys:
-  - {{name: test, key: {KEY}, models: ["*"]}}
-"""
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def chat() -> AsyncIterator[FakeEngine]:
-    async with FakeEngine(models=("tiny", "org/other"), api_key=ENGINE_KEY) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def admin(door: str, chat: FakeEngine) -> AsyncIterator[Penstock]:
-    """A gateway with an admin key, which tests that change nothing share."""
-    async with Penstock(config(chat.url), door) as gateway:
-        await gateway.ready()
-        yield gateway
-
-
-async def ask(gateway: Penstock, path: str, method: str = "GET", body: Any = None, key: str | None = ADMIN) -> Answer:
-    headers = bearer(key) | (JSON_TYPE if body is not None else {})
-    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
-    return await gateway.request(method, f"/admin/api{path}", headers, data)
-
-
-def judge(answer: Answer, status: int, code: str, param: str | None = None) -> str:
-    assert answer.status == status, answer.body
-    error = answer.error
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", code, param), error
-    return str(error["message"])
-
+from tests.served import DEADLINE, KEY, Penstock, bearer, close, until
 
 # ---- who is let in
 
@@ -180,6 +132,19 @@ async def test_a_remote_engine(admin: Penstock, name: str) -> None:
 async def test_an_engine_that_is_not_there(admin: Penstock, name: str) -> None:
     judge(await ask(admin, f"/engines/{name}/log"), 404, "not_found", "id")
     judge(await ask(admin, f"/engines/{name}/restart", "POST"), 404, "not_found", "id")
+
+
+async def test_drain_and_resume(chat: FakeEngine, start: Start) -> None:
+    gateway = await start(config=config(chat.url))
+    for _ in range(2):
+        drained = await ask(gateway, "/engines/tiny/0/drain", "POST")
+        assert (drained.status, drained.json["state"]) == (202, "draining")
+        assert (await gateway.chat()).status == 503
+    assert (await gateway.chat(model="org/other")).status == 200
+    for _ in range(2):
+        resumed = await ask(gateway, "/engines/tiny/0/resume", "POST")
+        assert (resumed.status, resumed.json["state"]) == (202, "ready")
+        assert (await gateway.chat()).status == 200
 
 
 async def test_config_without_its_secrets(admin: Penstock) -> None:
