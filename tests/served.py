@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -54,13 +54,18 @@ class Penstock:
     `patience`: seconds that an answer may take."""
 
     def __init__(
-        self, config: str, door: str = "edge", env: Mapping[str, str] | None = None, patience: float = DEADLINE
+        self,
+        config: str,
+        door: str = "edge",
+        env: Mapping[str, str] | None = None,
+        patience: float = DEADLINE,
+        options: Sequence[str] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
         self.config = self.folder / "penstock.yaml"
         self.config.write_text(config)
         program = ["-m", "gateway"] if door == "edge" else [str(ROOT / "tests/asgi_door.py")]
-        self._argv = [sys.executable, *program, "serve", "--config", str(self.config), "--port", "0"]
+        self._argv = [sys.executable, *program, "serve", "--config", str(self.config), "--port", "0", *options]
         self._env = {**os.environ, **(env or {}), "PYTHONPATH": str(ROOT)}
         self.patience = patience
         self.port = 0
