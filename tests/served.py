@@ -68,6 +68,7 @@ class Penstock:
         self._argv = [sys.executable, *program, "serve", "--config", str(self.config), "--port", "0", *options]
         self._env = {**os.environ, **(env or {}), "PYTHONPATH": str(ROOT)}
         self.patience = patience
+        self.pass_fds: Sequence[int] = ()
         self.port = 0
         self.log: list[dict[str, Any]] = []  # the program's log
         self._logged = asyncio.Event()
@@ -90,6 +91,7 @@ class Penstock:
             env=self._env,
             cwd=self.folder,
             limit=1 << 20,
+            pass_fds=self.pass_fds,
         )
         self._reading = asyncio.create_task(self._read_log())
         serving = await self.logged(lambda line: line.get("message") == "serving")
