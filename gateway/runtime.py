@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ from gateway.upstream.client import EngineClient
 log = structlog.get_logger("penstock")
 
 DRAIN_POLL = 0.05  # seconds
+MAX_DESCRIPTORS = 1 << 20
 SWEEP = 1.0  # seconds between two looks at all connections
 LINGER = 5.0  # seconds in which connections that are handed over may still send a request
 REMOTE_START = 10.0  # seconds that a process with a predecessor waits for endpoints to answer
@@ -321,6 +323,15 @@ def listeners_for(server: ServerConfig, handed_over: list[socket.socket]) -> lis
     return handed_over
 
 
+def raise_descriptor_limit() -> None:
+    """As far as the system allows: each client takes a descriptor, and slow ones must not use up the 1024 of most shells."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def stop_listening(server: uvicorn.Server) -> None:
     """Takes no more connections; those that wait are somebody else's to take."""
     for one in server.servers:
@@ -330,5 +341,6 @@ def stop_listening(server: uvicorn.Server) -> None:
 def run(config: Config, path: Path, given: Mapping[str, object], *, watch: bool = False) -> int:
     """Serves `config`, read from `path`, until SIGTERM or Ctrl-C. Blocks; returns the exit code. `given`: the fields of
     `server` that win over the file's. `watch`: read the file again whenever it changes."""
+    raise_descriptor_limit()
     config = overridden(config, given)
     return uvloop.run(Process(config, path, given, watch=watch).run())

@@ -1022,6 +1022,7 @@ class Replica:
 
     async def _answer(self, connection: "Connection", request: Request, progress: JSON) -> None:
         asked = self._record(request)
+        progress["user"] = asked.get("user")
         # A gateway that takes up a stream asks what ids say; that is not the request that was scripted.
         scripted = self._script.popleft() if self._script and request.path != "/detokenize" else Behaviour()
         b = Behaviour.of(asked["fake"]) if "fake" in asked else scripted
@@ -1319,7 +1320,7 @@ class FakeEngine:
     async def stats(self, replica: int = 0) -> Any:
         """Counts; "last" requests with exact body (base64), headers and JSON; "departures" of clients in mid-answer.
 
-        A departure's "noticed" is on the clock of time.monotonic(), which all processes of a machine share.
+        A departure's "user" is the request's field of that name; its "noticed" is on the clock of time.monotonic(), which all processes of a machine share.
         """
         return await self._ask("GET", "/fake/stats", None, replica)
 

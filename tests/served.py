@@ -50,8 +50,8 @@ keys:
 
 
 class Penstock:
-    """`penstock serve` on a free port. `door`: "edge", or "asgi" for the application under plain uvicorn.
-    `patience`: seconds that an answer may take."""
+    """`penstock serve` on a free port. `door`: "edge", or "asgi" for the application under plain uvicorn, or "watched" for
+    an edge that `census` can look behind. `patience`: seconds that an answer may take."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Penstock:
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
         self.config = self.folder / "penstock.yaml"
         self.config.write_text(config)
-        program = ["-m", "gateway"] if door == "edge" else [str(ROOT / "tests/asgi_door.py")]
+        program = ["-m", "gateway"] if door == "edge" else [str(ROOT / f"tests/{door}_door.py")]
         self._argv = [sys.executable, *program, "serve", "--config", str(self.config), "--port", "0", *options]
         self._env = {**os.environ, **(env or {}), "PYTHONPATH": str(ROOT)}
         self.patience = patience
@@ -148,6 +148,20 @@ class Penstock:
     async def exit_code(self, timeout: float = DEADLINE) -> int:
         async with asyncio.timeout(timeout):
             return await self._process.wait()
+
+    async def census(self) -> dict[str, int]:
+        """Living objects of the process by type, if its door is "watched"."""
+        before = sum(line["message"] == "census" for line in self.log)
+        self.signal(signal.SIGUSR1)
+        seen = 0
+
+        def newer(line: dict[str, Any]) -> bool:
+            nonlocal seen
+            seen += bool(line["message"] == "census")
+            return bool(seen > before)
+
+        counted: dict[str, int] = (await self.logged(newer))["objects"]
+        return counted
 
     async def access_log(self, lines: int) -> list[dict[str, Any]]:
         """The access log, once it has that many lines."""

@@ -16,8 +16,9 @@ MAX_LINE: Final = 4 * 1024  # bytes of a line in a chunked body: a chunk's size,
 # Letters, digits and what else a reg-name or an address holds; userinfo, paths and spaces do not belong here.
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 UPGRADE: Final = re.compile(rb"(?im)^upgrade(?=[ \t]*:)")
-REQUEST_LINE: Final = re.compile(rb"[!-~]{1,32} +([^\r\n]*?) +HTTP/1\.[01]\r$")
+REQUEST_LINE: Final = re.compile(rb"[!-~]{1,32} [^\r\n ]+ HTTP/1\.[01]\r$")
 CONTENT_LENGTH: Final = re.compile(rb"(?i)(\r\ncontent-length:[ \t]*)([0-9]{1,15})[ \t]*(?=\r\n)")
+EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*")
 CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
 
 
@@ -58,6 +59,12 @@ def request_line(head: bytes) -> GatewayError | None:
     return None
 
 
+def without_empty_lines(data: bytes) -> bytes:
+    """What follows the empty lines that bytes begin with. A lone CR or LF is none: not every parser sees one in it."""
+    found = EMPTY_LINES.match(data)
+    return data[found.end() :] if found else data
+
+
 def without_upgrade(head: bytes) -> bytes:
     """The head with `Upgrade` renamed: no upgrade is offered, and the parser would drop the body after one."""
     return UPGRADE.sub(b"x-grade", head) if b"pgrade" in head or b"PGRADE" in head else head
@@ -75,8 +82,13 @@ def headers(found: list[tuple[bytes, bytes]], fields: dict[bytes, bytes], versio
         return bad("The Host header is malformed.")
     elif len(fields) != len(found) and sum(name == b"host" for name, _ in found) > 1:
         return bad("Exactly one Host header is needed.")
-    if version == "1.0" and b"transfer-encoding" in fields:
-        return bad("HTTP/1.0 has no Transfer-Encoding.")
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None:
+        if version == "1.0":
+            return bad("HTTP/1.0 has no Transfer-Encoding.")
+        # llhttp looks at the last coding alone; another parser on the way may have looked at the first one.
+        if coding.lower() != b"chunked" or sum(name == b"transfer-encoding" for name, _ in found) > 1:
+            return bad("Only one 'Transfer-Encoding: chunked' is understood.")
     expect = fields.get(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         return bad("Only 'Expect: 100-continue' is understood.", 417, "expectation_failed")

@@ -156,9 +156,10 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _feed_head(self, data: bytes) -> bytes:
         if not self.touched:
-            if data[0] in b"\r\n":
-                data = data.lstrip(b"\r\n")  # RFC 9112 §2.2: an empty line before a request is no request
-                if not data:
+            if data[0] == 13:  # RFC 9112 §2.2: an empty line before a request is no request
+                data = guard.without_empty_lines(data)
+                if data in (b"", b"\r"):
+                    self._held = data
                     return b""
             self.touched = True
             if not self._first:

@@ -5,10 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.flow.rows import ROWS, encode, expand
+from tests.fake_engine import FakeEngine
+from tests.flow.conftest import Start
+from tests.flow.rows import ELSEWHERE, FACTS, NOT_YET, ROWS, encode, expand
 from tests.flow.talk import CHAT, Served, exchange, logged, post
+from tests.named import exists
 from tests.served import KEY, Answer, Penstock, bearer, chat_body
 
 
@@ -173,3 +177,26 @@ async def test_cors_is_off(served: Served) -> None:
         headers = {"origin": "https://evil.example", "access-control-request-method": "POST", **bearer(KEY)}
         answer = await served.gateway.request(method, CHAT, headers)
         assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_prompts_of_a_size_that_no_model_takes(start: Start) -> None:
+    """100 000 messages, 10 million blanks: the engine says that it is too long, and the gateway has not worked much on it."""
+    async with FakeEngine("--max-model-len", "2048") as engine:
+        gateway = await start(engine.url, limits="{tokens_per_minute: 100000000}")
+        process = psutil.Process(gateway.pid)
+        for messages in (
+            [{"role": "user", "content": "hi"}] * 100_000,
+            [{"role": "user", "content": " " * 10_000_000 + "word " * 3000}],
+        ):
+            before = process.cpu_times()
+            answer = await gateway.post(CHAT, chat_body(messages=messages))
+            after = process.cpu_times()
+            judge(answer, {"status": 400, "code": "context_length_exceeded", "param": "messages"})
+            assert after.user + after.system - before.user - before.system < 1.0
+
+
+def test_every_row_of_the_facts_is_played() -> None:
+    played = {row["row"] for row in ROWS} | ELSEWHERE.keys()
+    assert {fact["n"] for fact in FACTS} == played | NOT_YET.keys()
+    assert not played & NOT_YET.keys()
+    assert [test for tests in ELSEWHERE.values() for test in tests if not exists(test)] == []

@@ -1,17 +1,20 @@
 """A client that leaves: the engine stops within a second, the slot is back, what was used is counted."""
 
 import asyncio
+import contextlib
+import random
 import socket
 import struct
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 from tests.fake_engine import FakeEngine
 from tests.flow.conftest import Start
 from tests.flow.talk import CHAT, Client, Served, connect, logged, parse, post, text_of
-from tests.served import chat_body, http_post, until
+from tests.served import Penstock, chat_body, http_post, simple_config, until
 
 PROMISED = 1.0  # seconds
 
@@ -189,3 +192,157 @@ async def test_a_crowd_leaves(served: Served) -> None:
 
     await until(idle)
     assert (await gateway.chat(max_tokens=1)).status == 200
+
+
+# ---- a thousand, at any moment
+
+
+def _chat(**fields: Any) -> dict[str, Any]:
+    return chat_body("one two three", max_tokens=60, **fields)
+
+
+# Every endpoint, streaming and not.
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, _chat()),
+    (CHAT, _chat(stream=True)),
+    (CHAT, _chat(stream=True, n=2)),
+    ("/v1/completions", {"model": "tiny", "prompt": "one two", "max_tokens": 60}),
+    ("/v1/completions", {"model": "tiny", "prompt": "one two", "max_tokens": 60, "stream": True}),
+    ("/v1/responses", {"model": "tiny", "input": "one two", "max_output_tokens": 60}),
+    ("/v1/responses", {"model": "tiny", "input": "one two", "max_output_tokens": 60, "stream": True}),
+    ("/v1/messages", _chat()),
+    ("/v1/messages", _chat(stream=True)),
+    ("/v1/messages/count_tokens", chat_body("one two")),
+    ("/tokenize", {"model": "tiny", "prompt": "one two"}),
+    ("/detokenize", {"model": "tiny", "tokens": [10_001]}),
+    ("/v1/embeddings", {"model": "vec", "input": "one two"}),
+    ("/v1/rerank", {"model": "vec", "query": "one", "documents": ["two"]}),
+    ("/v1/score", {"model": "vec", "text_1": "one", "text_2": "two"}),
+    ("/v1/classify", {"model": "vec", "input": "one"}),
+]
+# Waiting for an engine, and worked on by one.
+PACES: list[dict[str, Any]] = [{"hold": True}, {"hold_after": 3}, {"delay": 0.01}, {"first_delay": 0.1}]
+MOMENTS = ("in the head", "in the body", "at once", "soon", "soon", "at the first byte")
+SLOTS = 60
+# What is kept on purpose, up to a bound: recent requests for the dashboard, known heads of engines' answers.
+KEPT = {"gateway.observe.logs.AccessRecord", "gateway.upstream.client.ReplyHead"}
+
+
+class Left(NamedTuple):
+    name: str
+    at: float  # monotonic seconds
+    asked: bool  # all of the request was sent
+
+
+async def leave_somewhere(gateway: Penstock, number: int, chance: random.Random) -> Left:
+    name = f"leaver-{number}"
+    path, body = chance.choice(REQUESTS)
+    data = http_post(path, {**body, "user": name, "fake": chance.choice(PACES)}, more=f"x-request-id: {name}\r\n")
+    moment = chance.choice(MOMENTS)
+    head = data.index(b"\r\n\r\n") + 4
+    end = {"in the head": chance.randrange(head), "in the body": chance.randrange(head, len(data))}.get(
+        moment, len(data)
+    )
+    async with connect(gateway) as client:
+        await client.send(data[:end])
+        if moment == "at the first byte":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await client.reader.read(1)
+        elif moment != "at once":
+            await asyncio.sleep(chance.random() * 0.2)
+        left = time.monotonic()
+        reset(client) if chance.random() < 0.3 else client.writer.close()
+    return Left(name, left, end == len(data))
+
+
+@pytest.mark.slow
+async def test_1000_leave_at_any_moment() -> None:
+    chance = random.Random(5)
+    limits = f"{{parallel_requests: {SLOTS}, tokens_per_minute: 100000000}}"
+    async with FakeEngine() as chat, FakeEngine("--pooling", models=("vec",)) as pooling:
+        config = simple_config(chat.url, limits=limits).replace(
+            "keys:", f'  vec: {{endpoints: ["{pooling.url}"]}}\nkeys:'
+        )
+        async with Penstock(config, "watched") as gateway:
+
+            async def up() -> bool:
+                return await gateway.metric("penstock_engine_up", model="vec") == 1
+
+            await gateway.ready()
+            await until(up)
+            process = psutil.Process(gateway.pid)
+            crowd = asyncio.Semaphore(SLOTS - 20)
+
+            async def leaver(number: int) -> Left:
+                async with crowd:
+                    return await leave_somewhere(gateway, number, chance)
+
+            async def all_left(numbers: range) -> list[Left]:
+                return await asyncio.gather(*map(leaver, numbers))
+
+            async def settled() -> tuple[dict[str, int], int]:
+                """What lives in the gateway once nothing goes on; idle connections to engines are closed in seconds."""
+                for engine in (chat, pooling):
+                    await engine.until(running=0)
+                    await engine.close_idle()
+                census: dict[str, int] = {}
+
+                async def quiet() -> bool:
+                    nonlocal census
+                    before, census = census, await gateway.census()
+                    return before == census
+
+                await until(quiet, 30)
+                return census, process.num_fds()
+
+            await all_left(range(-100, 0))
+            census, descriptors = await settled()
+            before = [await engine.stats() for engine in (chat, pooling)]
+            left = {one.name: one for one in await all_left(range(1000))}
+            assert (await settled())[1] <= descriptors
+            after = [await engine.stats() for engine in (chat, pooling)]
+
+            # Whatever an engine worked on, it either finished before its client left, or stopped within a second.
+            asked, finished, gone = (
+                sum(a[name] - b[name] for a, b in zip(after, before, strict=True))
+                for name in ("requests", "finished", "disconnects")
+            )
+            departures = [
+                d for a, b in zip(after, before, strict=True) for d in a["departures"][len(b["departures"]) :]
+            ]
+            assert asked == finished + gone
+            assert len(departures) == gone > 300
+            late = sorted(one["noticed"] - left[one["user"]].at for one in departures)
+            print(
+                f"{asked} requests, {gone} stopped: p50 {late[len(late) // 2]:.4f} s, p99 {late[-len(late) // 100]:.4f} s"
+            )
+            assert late[-len(late) // 100] < PROMISED
+
+            # What was used is written down, and no more than that.
+            entries: dict[str, dict[str, Any]] = {}
+
+            async def all_logged() -> bool:
+                entries.update({entry["request_id"]: entry for entry in await gateway.access_log(0)})
+                return all(one["user"] in entries for one in departures)
+
+            await until(all_logged)
+            for one in departures:
+                entry = entries[one["user"]]
+                assert (entry["status"], entry["outcome"]) == (499, "client_cancelled")
+                assert entry["prompt_tokens"] > 0
+                assert entry["completion_tokens"] <= 2 * one["tokens"]  # two choices
+
+            # Nothing is left behind: slots, objects, descriptors.
+            assert await gateway.metric("penstock_inflight_requests", model="tiny") == 0
+            assert await gateway.metric("penstock_inflight_requests", model="vec") == 0
+            grown = {kind: n - census.get(kind, 0) for kind, n in (await settled())[0].items() if kind not in KEPT}
+            assert {kind: n for kind, n in grown.items() if n > 10} == {}
+            async with contextlib.AsyncExitStack() as stack:
+                held = [await stack.enter_async_context(connect(gateway)) for _ in range(SLOTS)]
+                for client in held:
+                    await client.send(post(fake={"hold": True}))
+                await chat.until(holding=SLOTS)
+                assert (await gateway.chat()).status == 429
+                await chat.release()
+                assert {(await client.answer()).status for client in held} == {200}

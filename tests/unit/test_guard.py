@@ -17,7 +17,10 @@ def code(refusal: GatewayError | None) -> int | None:
         (b"GET / HTTP/1.0\r\n", None),
         (b"M-SEARCH * HTTP/1.1\r\n", None),
         (b"GET /a?b=c HTTP/1.1\r\nhost: x\r\n\r\n", None),
-        (b"GET  /  HTTP/1.1\r\n", None),  # the parser's matter
+        (b"GET  / HTTP/1.1\r\n", 400),
+        (b"GET /  HTTP/1.1\r\n", 400),
+        (b"GET /a b HTTP/1.1\r\n", 400),
+        (b"GET /\tb HTTP/1.1\r\n", None),  # the parser refuses it
         (b"GET / HTTP/1.1\n", 400),
         (b"GET /\r\n", 400),
         (b"GET / HTTP/2.0\r\n", 400),
@@ -51,7 +54,11 @@ HOST = (b"host", b"x")
         ([HOST, HOST], "1.0", 400),
         ([HOST, (b"x", b"1"), (b"x", b"2")], "1.1", None),
         ([HOST, (b"transfer-encoding", b"chunked")], "1.1", None),
+        ([HOST, (b"transfer-encoding", b"Chunked")], "1.1", None),
         ([HOST, (b"transfer-encoding", b"chunked")], "1.0", 400),
+        ([HOST, (b"transfer-encoding", b"xchunked"), (b"transfer-encoding", b"chunked")], "1.1", 400),
+        ([HOST, (b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")], "1.1", 400),
+        ([HOST, (b"transfer-encoding", b"gzip, chunked")], "1.1", 400),
         ([HOST, (b"expect", b"100-Continue")], "1.1", None),
         ([HOST, (b"expect", b"foo")], "1.1", 417),
         ([HOST, *[(b"x%d" % i, b"") for i in range(guard.MAX_FIELDS - 1)]], "1.1", None),
@@ -129,3 +136,18 @@ def test_upgrade_is_not_offered(name: bytes) -> None:
     assert guard.without_upgrade(head) == b"POST / HTTP/1.1\r\nhost: upgrade\r\nx-grade: h2c\r\nx-upgrade: y\r\n\r\n"
     untouched = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
     assert guard.without_upgrade(untouched) is untouched
+
+
+@pytest.mark.parametrize(
+    ("data", "rest"),
+    [
+        (b"\r\n\r\nGET /", b"GET /"),
+        (b"\r\n" * 100_000, b""),
+        (b"\r\n\r", b"\r"),
+        (b"\rGET /", b"\rGET /"),
+        (b"\r\n\nGET /", b"\nGET /"),
+        (b"GET /\r\n", b"GET /\r\n"),
+    ],
+)
+def test_empty_lines_before_a_request(data: bytes, rest: bytes) -> None:
+    assert guard.without_empty_lines(data) == rest
