@@ -43,7 +43,7 @@ class Tally:
     wholly, and no more than the last request goes beyond it, as long as none uses more than it was taken for.
     """
 
-    __slots__ = ("budget", "in_money", "reserved", "spent", "until")
+    __slots__ = ("budget", "in_money", "known", "reserved", "spent", "until")
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -51,6 +51,7 @@ class Tally:
         self.until = -math.inf
         self.spent = 0
         self.reserved = 0  # by open requests
+        self.known = False  # `spent` holds what was used before this process counted
 
     @property
     def resets_at(self) -> float | None:

@@ -362,7 +362,13 @@ class MemoryLimiter:
         for owner, marks in mark.items():
             for tally, until, counted in marks:
                 if owner in spent and tally.until == until:
+                    tally.known = True
                     tally.spent += spent[owner][tally.budget.period][tally.in_money] - counted
+
+
+def has_news(mark: Mark) -> bool:
+    """Whether of some budget it is not known yet what was used before."""
+    return any(not tally.known for marks in mark.values() for tally, _, _ in marks)
 
 
 def _own(account: Account) -> _Account:

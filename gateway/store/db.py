@@ -6,8 +6,9 @@ Nothing here is on the request path: a store that is down, slow or full costs a 
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -42,6 +43,7 @@ _BUSY: Final = 3.0  # seconds that SQLite waits for another process's lock
 _MIGRATING: Final = 60.0  # seconds
 _LOCK: Final = 0x70656E73746F636B  # PostgreSQL's advisory locks are told apart by a number; "penstock" as one
 _AT_ONCE: Final = 500  # values in one IN (...)
+_SIZES: Final = (256, 64, 16, 4, 1)  # rows in one INSERT of SQLite's
 _PRUNED_AT_ONCE: Final = 5000  # rows; keeps other writers waiting for milliseconds only
 
 
@@ -96,7 +98,7 @@ class Store:
         self._writing = self._engine.execution_options(penstock_writes=True)
         insert = sqlite.insert if self._sqlite else postgresql.insert
         self._add_hours, self._add_days = _upsert(insert, HOURS), _upsert(insert, DAYS)
-        self._insert_usage = str(sa.insert(USAGE).compile(dialect=self._engine.dialect))
+        self._one_row = str(sa.insert(USAGE).compile(dialect=self._engine.dialect))
         self._prepared = False
         self._preparing = asyncio.Lock()
 
@@ -209,10 +211,21 @@ class Store:
             return
         totals = sum_up(rows)
         async with self._begin(writes=True) as connection:
-            # The statement is Core's, its values go to the driver as they are: one row's dict costs more than its insert.
-            await connection.exec_driver_sql(self._insert_usage, rows)
+            await self._insert_usage(connection, rows)
             await connection.execute(self._add_hours, _sum_values(totals.hours))
             await connection.execute(self._add_days, _sum_values(totals.days))
+
+    async def _insert_usage(self, connection: AsyncConnection, rows: list[UsageRow]) -> None:
+        """The statement is Core's, its values go to the driver as they are: a row's dict costs more than its insert."""
+        if not self._sqlite:
+            await connection.exec_driver_sql(self._one_row, rows)
+            return
+        # SQLite works in a thread. Many rows in one statement, and it does not ask for the interpreter at each of them.
+        head, _, group = self._one_row.partition(" VALUES ")
+        for size, chunk in _chunks(rows):
+            await connection.exec_driver_sql(
+                f"{head} VALUES {', '.join([group] * size)}", tuple(chain.from_iterable(chunk))
+            )
 
     async def _new(self, rows: list[UsageRow]) -> list[UsageRow]:
         known: set[str] = set()
@@ -453,6 +466,15 @@ async def _team(connection: AsyncConnection, team_id: str) -> TeamRecord:
     if found is None:
         raise KeyError(team_id)
     return records.load_team(found)
+
+
+def _chunks(rows: Sequence[UsageRow]) -> Iterator[tuple[int, Sequence[UsageRow]]]:
+    """In few sizes, so that the driver finds its statements again."""
+    start = 0
+    for size in _SIZES:
+        while len(rows) - start >= size:
+            yield size, rows[start : start + size]
+            start += size
 
 
 def _since(start: int) -> tuple[sa.ColumnElement[int], sa.ColumnElement[int]]:
