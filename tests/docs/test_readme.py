@@ -42,7 +42,14 @@ def test_a_command_without_a_rule_fails(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["scripts/nothing", "scripts/run --fly", "docker build --target moon .", "docker run -p 1:1 penstock"]
+    "command",
+    [
+        "scripts/nothing",
+        "scripts/run --fly",
+        "docker build --target moon .",
+        "docker run -p 1:1 penstock",
+        "systemctl stop penstock.sock",
+    ],
 )
 def test_a_command_that_is_not_run_is_checked(command: str) -> None:
     with pytest.raises((AssertionError, ValueError)):
@@ -96,7 +103,17 @@ def docker_builds(command: str) -> None:
     assert f"EXPOSE {published}\n" in dockerfile
 
 
-NOT_RUN: Mapping[str, Callable[[str], None]] = {"scripts/": script_exists, "docker": docker_builds}
+def units_are_there(command: str) -> None:
+    for unit in (word for word in words(command)[2:] if not word.startswith("-")):
+        name, at, _ = unit.partition("@")
+        assert (ROOT / "configs/systemd" / (f"{name}@.service" if at else unit)).exists(), f"there is no unit {unit}"
+
+
+NOT_RUN: Mapping[str, Callable[[str], None]] = {
+    "scripts/": script_exists,
+    "docker": docker_builds,
+    "systemctl": units_are_there,
+}
 TALKS = ("curl", "penstock bench")
 RUN = ("export", ".", "penstock check")
 
