@@ -43,6 +43,7 @@ log = structlog.get_logger("penstock")
 DRAIN_POLL = 0.05  # seconds
 MAX_DESCRIPTORS = 1 << 20
 SWEEP = 1.0  # seconds between two looks at all connections
+SWEEP_LIMITS = 60.0  # seconds between two looks at all keys' accounts
 LINGER = 5.0  # seconds in which connections that are handed over may still send a request
 REMOTE_START = 10.0  # seconds that a process with a predecessor waits for endpoints to answer
 
@@ -185,10 +186,14 @@ class Process:
         )
 
     async def _sweep(self) -> None:
+        limits_at = 0.0
         while True:
             await asyncio.sleep(SWEEP)
             now = time.monotonic()
             self._gateway.client.sweep(now)
+            if now >= limits_at:
+                limits_at = now + SWEEP_LIMITS
+                self._limiter.sweep()
             for server in self._servers:
                 for connection in list(server.server_state.connections):
                     if isinstance(connection, EdgeProtocol):
@@ -293,6 +298,7 @@ class Process:
         """Builds all that can fail, and swaps then."""
         policy = make_policy(config, self._memory, self._limiter, self._gateway.metrics)
         notes = needs_restart(self._config, config)
+        self._limiter.sweep()
         self._gateway.policy = policy
         self._admin_key.digest = admin_digest(config)
         vars(self._timeouts).update(vars(timeouts(config.server)))

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 from gateway.limits.base import FREE, Account, Budget, Lease, Limits, Period, Price, Refused, Standing, Window
 from gateway.limits.budgets import Held, Tally
@@ -43,6 +44,7 @@ class _Account:
     """What one key or team used in the last minute, and holds now."""
 
     __slots__ = (
+        "__weakref__",
         "bound",
         "buckets",
         "counts_tokens",
@@ -102,6 +104,10 @@ class _Account:
         self.newest = _Bucket(slot)
         self.newest_end = (slot + 1) / _PER_SECOND
         self.buckets.append(self.newest)
+
+    def idle(self, now: float) -> bool:
+        """Whether nothing is counted here that could refuse a request."""
+        return not self.parallel and now >= self.newest.gone_at
 
     def standing(self, now: float) -> Standing:
         request_limit, token_limit, _ = self.limits
@@ -271,7 +277,9 @@ class MemoryLimiter:
     def __init__(self, clock: Callable[[], float] = time.monotonic, calendar: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._calendar = calendar
-        self._accounts: dict[str, _Account] = {}
+        # Whoever may make requests holds an account; what is counted holds it too, until it counts no longer.
+        self._accounts: WeakValueDictionary[str, _Account] = WeakValueDictionary()
+        self._counting: set[_Account] = set()
 
     def account(
         self, owner: str, limits: Limits, budgets: Sequence[Budget] = (), team: Account | None = None
@@ -279,8 +287,15 @@ class MemoryLimiter:
         account = self._accounts.get(owner)
         if account is None:
             account = self._accounts[owner] = _Account()
+            self._counting.add(account)
         account.limit(limits, budgets, None if team is None else _own(team))
         return account
+
+    def sweep(self) -> None:
+        """Forgets the accounts that nobody holds any more, once nothing is counted on them. To be called now and then,
+        and before keys go."""
+        now = self._clock()
+        self._counting = {account for account in self._accounts.values() if not account.idle(now)}
 
     async def admit(self, account: Account, prompt_tokens: int, answer_tokens: int, price: Price = FREE) -> Lease:
         if not isinstance(account, _Account):

@@ -4,6 +4,7 @@ Times are multiples of 1/1024 s, so that all sums and differences are exact.
 """
 
 import copy
+import gc
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -451,3 +452,29 @@ def test_keys_do_not_touch_each_other(
         oldest = account.buckets[0].slot / 2 if account.buckets else 0
         if limits[key] != Limits():
             assert account.tokens == sum(tokens for time, tokens in events if time >= oldest)
+
+
+def test_an_account_is_kept_as_long_as_somebody_holds_it_or_something_is_counted() -> None:
+    clock = Clock()
+    limiter = MemoryLimiter(clock)
+    limits = Limits(requests_per_minute=2, parallel_requests=2)
+    account: Account | None = limiter.account("k", limits)
+    assert account is not None
+    lease = run(limiter.admit(account, 0, 0))
+    limiter.sweep()
+    account = None
+    clock.now += 59
+    limiter.sweep()
+    assert limiter.use("k") is not None  # within its minute
+    clock.now += 10
+    limiter.sweep()
+    assert limiter.use("k") is not None  # its request is open
+    lease.settle(0)
+    del lease
+    limiter.sweep()
+    gc.collect()
+    assert limiter.use("k") is None
+    held = limiter.account("held", limits)
+    clock.now += 1000
+    limiter.sweep()
+    assert limiter.account("held", limits) is held
