@@ -107,7 +107,7 @@ class _Account:
 
     def idle(self, now: float) -> bool:
         """Whether nothing is counted here that could refuse a request."""
-        return not self.parallel and now >= self.newest.gone_at
+        return not self.parallel and (now >= self.newest.gone_at or not (self.requests or self.tokens))
 
     def standing(self, now: float) -> Standing:
         request_limit, token_limit, _ = self.limits
