@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 
-from gateway.admin.api import make_admin
+from gateway.admin.api import AdminApi
 from gateway.admin.context import Admin
 from gateway.admin.pulse import Pulse
 from gateway.admin.shapes import Figures
@@ -102,7 +102,7 @@ class PublicCORS:
 def admin_routes(console: Console) -> list[BaseRoute]:
     key = console.admin.key
     return [
-        Mount("/admin/api", make_admin(console.admin, console.pulse)),
+        Mount("/admin/api", AdminApi(console.admin, console.pulse)),
         Route("/admin", to_dashboard(key), methods=["GET"]),
         Mount("/admin", Dashboard(key)),
     ]
