@@ -71,6 +71,7 @@ class EngineProcess:
     def kill(self) -> None:
         """Kill the engine and all that it started. Returns at once; `exited` tells when it is done."""
         self._close_pipe()
+        self._wake()
 
     async def gone(self) -> None:
         """Wait for a killed engine to be gone, or to be so stuck in the kernel that waiting is of no use."""
@@ -83,11 +84,17 @@ class EngineProcess:
             return
         try:
             self._keeper.send_signal(signal.SIGTERM)
+            self._wake()
             await asyncio.wait({self.exited}, timeout=timeout)
             self._close_pipe()
             await self.gone()
         finally:
             self._close_pipe()
+
+    def _wake(self) -> None:
+        """Who stopped the engine's whole group has stopped its keeper too, which has work to do now."""
+        if not self.exited.done():
+            self._keeper.send_signal(signal.SIGCONT)
 
     def _close_pipe(self) -> None:
         assert self._keeper.stdin is not None

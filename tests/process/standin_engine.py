@@ -7,7 +7,8 @@ STANDIN_AT_START   what to do instead of serving: "exit:CODE", "hang", "say:LINE
 STANDIN_ONCE       a file: STANDIN_AT_START counts only while it does not exist, and it is made then
 STANDIN_POOLING    serve /v1/embeddings only
 STANDIN_DEAF       ignore SIGTERM
-STANDIN_CHILD      start a process that ignores SIGTERM in a session of its own, like no well-bred worker would
+STANDIN_CHILD      start a process that ignores SIGTERM in a session of its own, like no well-bred worker would;
+                   "needed": without it the engine cannot go on, and ends
 STANDIN_CONTROL    a file whose words change the running engine: "unwell" (health is 503), "stuck" (requests run, but
                    no token moves), "mute" (trial requests are never answered),
                    "fragile" (the first request ends it)
@@ -18,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -92,6 +94,12 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
+def end_with(child: "subprocess.Popen[bytes]") -> None:
+    child.wait()
+    print(PREFIX + "vllm.v1.engine.exceptions.EngineDeadError: a worker has died", flush=True)
+    os._exit(1)
+
+
 def at_start(what: str) -> None:
     verb, _, rest = what.partition(":")
     if verb == "exit":
@@ -115,7 +123,9 @@ def main() -> None:
     print("standin says hello; cores", sorted(os.sched_getaffinity(0)))
     if "STANDIN_CHILD" in os.environ:
         ignore = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
-        subprocess.Popen([sys.executable, "-c", ignore], start_new_session=True)
+        child = subprocess.Popen([sys.executable, "-c", ignore], start_new_session=True)
+        if os.environ["STANDIN_CHILD"] == "needed":
+            threading.Thread(target=end_with, args=[child], daemon=True).start()
     if "STANDIN_DEAF" in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if what := os.environ.get("STANDIN_AT_START"):

@@ -15,7 +15,7 @@ from engines.fleet import EngineFailedError, Fleet
 from engines.sources import ModelSource
 from engines.spec import EngineSpec
 from engines.types import EventKind, Replica, ReplicaState
-from tests.process.world import FAST, World, marked, until
+from tests.process.world import FAST, World, engine_pids, marked, until
 
 HERE = Path(__file__).parent
 Start = Callable[..., Awaitable[Fleet]]
@@ -100,6 +100,42 @@ async def test_a_killed_keeper_takes_the_engine_with_it(world: World, running: S
     keeper.kill()
     await until(lambda: one(fleet).restarts == 1 and one(fleet).state is ReplicaState.READY)
     await until(lambda: not any(process in old for process in marked(world.marker)))
+
+
+async def test_an_engine_whose_worker_is_killed_is_started_again(world: World, running: Start) -> None:
+    fleet = await running(world.spec(child="needed"))
+    await fleet.wait_ready("m", 20)
+    worker = next(p for p in marked(world.marker) if "signal.pause" in " ".join(p.cmdline()))
+    worker.kill()
+    await until(lambda: one(fleet).restarts == 1 and one(fleet).state is ReplicaState.READY)
+    assert "EngineDeadError: a worker has died" in world.told(EventKind.DIED)[0]
+    assert len(marked(world.marker)) == 3
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["the engine alone", "its keeper too"])
+async def test_a_frozen_engine_is_killed_and_started_again(world: World, running: Start, group: bool) -> None:
+    fleet = await running(world.spec(child="1"), stall_timeout=0.5)
+    await fleet.wait_ready("m", 20)
+    old = marked(world.marker)
+    (engine,) = engine_pids(world.marker)
+    if group:
+        os.killpg(os.getpgid(engine), signal.SIGSTOP)
+    else:
+        os.kill(engine, signal.SIGSTOP)
+    fleet.report_failure("m/0")
+    await until(lambda: one(fleet).restarts == 1 and one(fleet).state is ReplicaState.READY)
+    assert world.told(EventKind.DIED)[0].startswith("no good health check for 0.5 s: no answer in time")
+    await until(lambda: not any(process in old for process in marked(world.marker)))
+
+
+async def test_a_frozen_engine_can_be_stopped(world: World) -> None:
+    fleet = world.fleet(world.spec(stop_timeout=0.2))
+    await fleet.start()
+    await fleet.wait_ready("m", 20)
+    (engine,) = engine_pids(world.marker)
+    os.killpg(os.getpgid(engine), signal.SIGSTOP)
+    await fleet.stop()
+    assert marked(world.marker) == []
 
 
 async def test_an_engine_that_exits_with_code_zero_unasked_has_died(
