@@ -64,9 +64,7 @@ def _penstock(
     pass
 
 
-@app.command(
-    epilog="Example:  PENSTOCK_DEMO_KEY=sk-demo-1234 penstock serve --config configs/quickstart.yaml --port 9000"
-)
+@app.command(epilog="Example:  penstock serve --config penstock.yaml --host 0.0.0.0 --port 9000")
 def serve(
     config: Annotated[
         Path | None,
@@ -103,7 +101,7 @@ def serve(
     raise typer.Exit(runtime.run(checked, path, given, watch=watch))
 
 
-@app.command(epilog="Example:  penstock check configs/quickstart.yaml && echo fine")
+@app.command(epilog="Example:  penstock check penstock.yaml && echo fine")
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False, help="The YAML file to check.")],
 ) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ROOT / ".penstock"
-KEY_FILE = STATE / "demo-key"
 ACCESS_LOG = STATE / "access.log"
 PR_SET_PDEATHSIG = 1
 
@@ -24,15 +23,16 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def demo_key() -> str:
-    """The key of the last run, or a new one that only this user can read."""
-    given = os.environ.get("PENSTOCK_DEMO_KEY")
+def kept_key(name: str) -> str:
+    """The key of the last run, or a new one that only this user can read. `name`: demo or admin."""
+    given = os.environ.get(f"PENSTOCK_{name.upper()}_KEY")
     if given:
         return given
-    if not KEY_FILE.exists():
-        with os.fdopen(os.open(KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(f"sk-demo-{secrets.token_hex(16)}\n")
-    return KEY_FILE.read_text().strip()
+    path = STATE / f"{name}-key"
+    if not path.exists():
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"sk-{name}-{secrets.token_hex(16)}\n")
+    return path.read_text().strip()
 
 
 def engines(host: str, port: int) -> dict[str, bool] | None:
@@ -70,11 +70,12 @@ def wait_ready(gateway: "subprocess.Popen[bytes]", host: str, port: int) -> bool
     return False
 
 
-def banner(base: str, key: str) -> str:
+def banner(base: str, key: str, admin_key: str) -> str:
     body = '{"model": "smollm2", "messages": [{"role": "user", "content": "What is the capital of France?"}]}'
     return f"""
 Penstock serves on {base}
-Key:      {key}
+Key:       {key}
+Dashboard: {base}/admin/   with the admin key {admin_key}
 
 curl:
   curl {base}/v1/chat/completions -H "Authorization: Bearer {key}" -H "Content-Type: application/json" -d {shlex.quote(body)}
@@ -100,7 +101,7 @@ def main() -> int:
     args = parser.parse_args()
     os.chdir(ROOT)
     STATE.mkdir(exist_ok=True)
-    key = demo_key()
+    key, admin_key = kept_key("demo"), kept_key("admin")
     say(f"Starting the engines of {args.config} (about half a minute each on a small machine) …")
     command = [sys.executable, "-m", "gateway", "serve", "--config", args.config, "--log-level", "warning"]
     command += ["--host", args.host, "--port", str(args.port)]
@@ -108,7 +109,7 @@ def main() -> int:
         gateway = subprocess.Popen(
             command,
             stdout=log,
-            env={**os.environ, "PENSTOCK_DEMO_KEY": key},
+            env={**os.environ, "PENSTOCK_DEMO_KEY": key, "PENSTOCK_ADMIN_KEY": admin_key},
             preexec_fn=die_with_parent,  # noqa: PLW1509 - there is one thread
         )
     # Ctrl-C reaches the gateway too: it drains and ends, and so do we.
@@ -116,7 +117,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: gateway.terminate())
     reachable = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
     if wait_ready(gateway, reachable, args.port):
-        say(banner(f"http://{reachable}:{args.port}", key))
+        say(banner(f"http://{reachable}:{args.port}", key, admin_key))
     return gateway.wait()
 
 

@@ -234,11 +234,8 @@ def usage(answer: Row) -> Table:
         ("COMPLETION", number("completion_tokens"), True),
         ("COST", lambda row: money(row.get("cost")), True),
     ]
-    total = dict(answer["total"])
-    if groups:
-        total[answer["group_by"][0]] = "total"
-        return table(columns, answer["data"], total)
-    return table(columns, [total])
+    blank = dict.fromkeys(answer["group_by"], " ")
+    return table(columns, answer["data"], {**blank, answer["group_by"][0]: "total", **answer["total"]})
 
 
 def requests(rows: Sequence[Row]) -> Table:

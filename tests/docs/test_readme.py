@@ -22,6 +22,7 @@ from tests.fake_engine import FakeEngine
 from tests.served import KEY, Penstock, until
 
 URL = "http://127.0.0.1:8080"
+ADMIN_KEY = "sk-admin-0123456789"
 ENV = {"ENGINE_KEY": "the-key-of-your-engines", "ALICE_KEY": "sk-alice-0123456789"}
 PATIENCE = 60.0  # seconds for one example; importing an SDK takes a few on a busy machine
 LANGUAGES = {"sh", "python", "yaml", "json", "text"}
@@ -73,7 +74,8 @@ class Shell(NamedTuple):
 
     script: str  # what is run
     serves: str | None  # its last command, if that is `penstock serve`
-    talks: bool  # to a gateway
+    talks: bool  # to a gateway …
+    console: bool  # … by the admin API's commands
 
 
 def script_exists(command: str) -> None:
@@ -114,13 +116,14 @@ NOT_RUN: Mapping[str, Callable[[str], None]] = {
     "docker": docker_builds,
     "systemctl": units_are_there,
 }
-TALKS = ("curl", "penstock bench")
+CONSOLE = tuple(f"penstock {name}" for name in ("keys", "teams", "usage", "requests", "engines", "reload"))
+TALKS = ("curl", "penstock bench", *CONSOLE)
 RUN = ("export", ".", "penstock check")
 
 
 def judge(text: str) -> Shell:
     """Fails on a command that no rule covers."""
-    script, serves, talks = [], None, False
+    script, serves, talks, console = [], None, False, False
     for command in commands(text):
         assert serves is None, f"this would wait for the end of `penstock serve`: {command}"
         start = " ".join(words(command)[:2]) + " "
@@ -131,10 +134,11 @@ def judge(text: str) -> Shell:
             serves = command
         elif start.startswith(tuple(f"{name} " for name in (*TALKS, *RUN))):
             talks = talks or start.startswith(TALKS)
+            console = console or start.startswith(CONSOLE)
             script.append(command)
         else:
             pytest.fail(f"no rule covers this command: {command}")
-    return Shell("\n".join(script), serves, talks)
+    return Shell("\n".join(script), serves, talks, console)
 
 
 def variables(block: Block) -> str:
@@ -148,6 +152,7 @@ def folder(tmp_path: Path) -> Path:
     """A clone in which scripts/run has been: what examples may rely on."""
     (tmp_path / ".penstock").mkdir()
     (tmp_path / ".penstock/demo-key").write_text(KEY + "\n")
+    (tmp_path / ".penstock/admin-key").write_text(ADMIN_KEY + "\n")
     (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
 
@@ -196,9 +201,7 @@ async def demo() -> AsyncIterator[Demo]:
         for model, engine in zip(models.values(), (chat, pooling), strict=True):
             del model["engine"]
             model["endpoints"] = [engine.url]
-        config["admin_key"] = "${PENSTOCK_ADMIN_KEY}"
-        admin_key = re.findall(r"export PENSTOCK_ADMIN_KEY=(\S+)", TEXT)[0]
-        env = {"PENSTOCK_DEMO_KEY": KEY, "PENSTOCK_ADMIN_KEY": admin_key}
+        env = {"PENSTOCK_DEMO_KEY": KEY, "PENSTOCK_ADMIN_KEY": ADMIN_KEY}
         async with Penstock(yaml.safe_dump(config), env=env) as gateway:
 
             async def up() -> bool:
@@ -221,9 +224,11 @@ async def test_shell(block: Block, folder: Path) -> None:
             told = await output(script.replace(URL, running.gateway.url), folder)
             if "penstock bench" in script:
                 assert re.search(r"\b16 ok +0 failed\b", told)
+            elif shell.console:
+                assert len(told.splitlines()) >= len(commands(shell.script))
             else:
                 judge_answer(told, after(block))
-            assert await running.inferences() > 0 or '"error"' in told or "/admin/" in script
+            assert await running.inferences() > 0 or '"error"' in told or "/admin/" in script or shell.console
     elif shell.script:
         await output(script, folder)
 

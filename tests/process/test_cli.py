@@ -73,10 +73,11 @@ def test_serve_takes_the_config_that_is_here(here: Path) -> None:
 
 def test_the_environment_is_read(here: Path) -> None:
     path = str(CONFIGS / "quickstart.yaml")
-    code, out, err = penstock("check", path, cwd=here)
+    admin = {"PENSTOCK_ADMIN_KEY": "sk-admin-0123456789"}
+    code, out, err = penstock("check", path, cwd=here, **admin)
     assert (code, out) == (2, "")
     assert err.endswith(": keys[0].key: the environment variable PENSTOCK_DEMO_KEY is not set\n")
-    told = penstock("check", path, cwd=here, PENSTOCK_DEMO_KEY="sk-demo-0123456789")
+    told = penstock("check", path, cwd=here, PENSTOCK_DEMO_KEY="sk-demo-0123456789", **admin)
     assert told == (0, f"{path}: valid: 2 models, 2 replicas, 1 key\n", "")
 
 

@@ -136,6 +136,17 @@ async def test_an_engine_is_restarted_and_its_log_shown(gateway: Penstock) -> No
     assert nothing == (0, "", "tiny/0 has no log here: it runs elsewhere, or has not said anything yet\n")
 
 
+async def test_an_engine_is_drained_and_resumed(gateway: Penstock) -> None:
+    drained = await penstock(gateway.url, "engines", "drain", "tiny/0")
+    assert (drained.code, drained.err) == (0, "")
+    assert drained.rows()[1][:2] == ["tiny/0", "draining"]
+    assert {(await gateway.chat()).status for _ in range(4)} == {200}
+    used = json.loads((await penstock(gateway.url, "requests", "-n", "4", "--json")).out)["data"]
+    assert {row["replica"] for row in used} == {"tiny/1"}
+    resumed = await penstock(gateway.url, "engines", "resume", "tiny/0")
+    assert resumed.rows()[1][:2] == ["tiny/0", "ready"]
+
+
 async def test_an_engine_that_cannot_be_restarted(gateway: Penstock) -> None:
     elsewhere = await penstock(gateway.url, "engines", "restart", "tiny/0")
     assert (elsewhere.code, elsewhere.out) == (1, "")
@@ -193,6 +204,81 @@ async def test_reload(gateway: Penstock) -> None:
     assert "limitr: unknown field; did you mean 'limiter'?" in refused.err
     assert "stroe: unknown field; did you mean 'store'?" in refused.err
     assert await gateway.metric("penstock_config_reloads_total", outcome="failed") == 1
+
+
+# ---- keys and teams
+
+
+async def made(gateway: Penstock, *args: str) -> str:
+    """What a command that has to succeed prints."""
+    told = await penstock(gateway.url, *args)
+    assert told.code == 0, told.err
+    return told.out
+
+
+async def key_row(gateway: Penstock, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(await made(gateway, "keys", "show", key, "--json"))
+    return found
+
+
+async def test_a_key_with_the_name_of_another(gateway: Penstock) -> None:
+    told = await penstock(gateway.url, "keys", "create", "test")
+    assert (told.code, told.out) == (1, "")
+    assert told.err.count("\n") == 1
+
+
+async def test_a_key_is_changed(gateway: Penstock) -> None:
+    await made(
+        gateway, "keys", "create", "bob", "--tokens-per-minute", "1000", "--budget", "1k tokens/day", "--note", "x"
+    )
+    await made(gateway, "keys", "change", "bob", "--parallel-requests", "2", "--clear", "note")
+    shown = await key_row(gateway, "bob")
+    assert shown["limits"] == {"requests_per_minute": None, "tokens_per_minute": 1000, "parallel_requests": 2}
+    assert (shown["note"], len(shown["budgets"])) == (None, 1)
+    await made(
+        gateway, "keys", "change", "bob", "--clear", "tokens-per-minute", "--clear", "budgets", "--name", "robert"
+    )
+    shown = await key_row(gateway, "robert")
+    assert shown["limits"] == {"requests_per_minute": None, "tokens_per_minute": None, "parallel_requests": 2}
+    assert shown["budgets"] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ((), "there is nothing to change"),
+        (("--note", "x", "--clear", "note"), "note cannot be set and cleared at once"),
+        (("--requests-per-minute", "6", "--clear", "requests-per-minute"), "cannot be set and cleared at once"),
+        (("--budget", "5 francs/day"), "'5 francs/day' is no budget"),
+        (("--expires", "soon"), "'soon' is no time"),
+        (("--parallel-requests", "0"), "greater than or equal to 1"),
+    ],
+)
+async def test_changes_that_are_none(gateway: Penstock, args: tuple[str, ...], said: str) -> None:
+    told = await penstock(gateway.url, "keys", "change", "test", *args, COLUMNS="200")
+    assert (told.code, told.out) == (2, "")
+    assert said in told.err
+
+
+async def test_a_key_of_the_config_cannot_be_changed(gateway: Penstock) -> None:
+    for args in (("change", "test", "--note", "x"), ("revoke", "config:test"), ("rotate", "test")):
+        told = await penstock(gateway.url, "keys", *args)
+        assert (told.code, told.out) == (1, "")
+        assert "config file" in told.err
+
+
+@pytest.mark.parametrize(
+    "args", [("show",), ("revoke",), ("rotate",), ("change", "--note", "x")], ids=lambda args: args[0]
+)
+async def test_a_key_that_there_is_not(gateway: Penstock, args: tuple[str, ...]) -> None:
+    said = "penstock: there is no key 'tset'; did you mean 'test'?\n"
+    assert await penstock(gateway.url, "keys", *args, "tset") == (1, "", said)
+
+
+@pytest.mark.parametrize("args", [("--by", "moon"), ("--from", "yesteryear"), ("--csv", "--json")])
+async def test_usage_command_lines_that_are_wrong(gateway: Penstock, args: tuple[str, ...]) -> None:
+    told = await penstock(gateway.url, "usage", *args)
+    assert (told.code, told.out) == (2, "")
 
 
 # ---- top

@@ -75,6 +75,14 @@ async def test_scripts_run(quickstart: asyncio.subprocess.Process) -> None:
     assert "Paris" in await output("bash", "-c", example(lines, "curl:"))
     assert "Paris" in await output(str(ROOT / ".venv/bin/python"), "-c", example(lines, "Python"))
 
+    _, dashboard, *_, admin_key = next(line for line in lines if line.startswith("Dashboard:")).split()
+    assert "<!doctype html>" in await output("curl", "-s", dashboard)
+    base = dashboard.removesuffix("/admin/")
+    told = await output(
+        "env", f"PENSTOCK_ADMIN_KEY={admin_key}", str(ROOT / ".venv/bin/penstock"), "engines", "--url", base
+    )
+    assert told.count(" ready ") == 2
+
     me = psutil.Process(quickstart.pid)
     processes = [me, *me.children(recursive=True)]
     assert len(processes) >= 6  # the script, the gateway, and two engines, each with its keeper
