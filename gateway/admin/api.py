@@ -1,7 +1,8 @@
 """The admin API as one application: its routes, its guard, its errors."""
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
@@ -10,7 +11,7 @@ from gateway.admin.context import Admin
 from gateway.admin.errors import on_duplicate, on_fault, on_gateway_error, on_http_error, on_invalid, on_store_error
 from gateway.admin.guard import Guard, Receive, Scope, Send
 from gateway.admin.pulse import Pulse
-from gateway.admin.shapes import Figures
+from gateway.admin.shapes import Failure, Figures
 from gateway.errors import GatewayError
 from gateway.store.base import DuplicateError, StoreError
 
@@ -42,6 +43,9 @@ def _make(admin: Admin, pulse: Pulse[Figures]) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json",
         redirect_slashes=False,
+        # Both for the description alone: the guard has judged before, and errors are made in one place.
+        dependencies=[Security(HTTPBearer(auto_error=False, description="The admin_key of the config."))],
+        responses={"default": {"model": Failure, "description": "Anything else"}},
         exception_handlers={
             GatewayError: on_gateway_error,
             RequestValidationError: on_invalid,

@@ -38,6 +38,19 @@ class Asked(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
+class Problem(Said):
+    message: str
+    type: str
+    param: str | None = Field(description="The field that is wrong.")
+    code: str | None
+
+
+class Failure(Said):
+    """Every answer but success."""
+
+    error: Problem
+
+
 # ---- the gateway itself
 
 

@@ -94,6 +94,18 @@ async def test_unknown_paths_and_methods(admin: Penstock) -> None:
         assert (await ask(admin, path, "HEAD")).status == 200
 
 
+async def test_the_description(admin: Penstock) -> None:
+    document = (await ask(admin, "/openapi.json")).json
+    assert [server["url"] for server in document["servers"]] == ["/admin/api"]
+    assert "422" not in str(document["paths"])
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert operation["security"] == [{"HTTPBearer": []}]
+            assert operation["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith(
+                "/Failure"
+            )
+
+
 async def test_models(admin: Penstock) -> None:
     await admin.chat(max_tokens=2)
     tiny, other = (await ask(admin, "/models")).json["data"]
