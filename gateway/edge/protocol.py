@@ -324,6 +324,8 @@ class EdgeProtocol(HttpToolsProtocol):
             super().on_message_begin()
             self.url, self.headers[:], self.expect_100_continue = url, found, expected
             super().on_headers_complete()
+            if self.gateway.draining and self.cycle is not None:
+                self.cycle.keep_alive = False
             return
         self._prepare(endpoint)
 

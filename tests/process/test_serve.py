@@ -80,6 +80,35 @@ async def test_sigterm_lets_streams_finish_and_takes_nothing_new(engine: FakeEng
         assert await gateway.exit_code() == 0
 
 
+async def test_kept_connections_are_told_to_go_while_streams_finish(engine: FakeEngine) -> None:
+    inference = http_post("/v1/chat/completions", chat_body())
+    page = b"GET /health/live HTTP/1.1\r\nhost: test\r\n\r\n"
+    async with Penstock(simple_config(engine.url)) as gateway:
+        await gateway.ready()
+        stream = OpenStream(gateway)
+        await stream.open()
+        kept = [await gateway.connect() for _ in range(2)]
+        for reader, writer in kept:
+            writer.write(page)
+            await reader.readuntil(b"}")
+        gateway.signal(signal.SIGTERM)
+        await gateway.logged(lambda line: line["message"] == "draining")
+        answers = []
+        for (reader, writer), request in zip(kept, (inference, page), strict=True):
+            writer.write(request)
+            async with asyncio.timeout(DEADLINE):
+                answers.append(await reader.read(-1))  # the gateway closes
+            await close(writer)
+        assert answers[0].startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in answers[0]
+        assert b"\r\nconnection: close\r\n" in answers[0]
+        assert b'"code":"draining"' in answers[0]
+        assert answers[1].startswith(b"HTTP/1.1 200 ")
+        await engine.release()
+        assert b"data: [DONE]" in await stream.rest()
+        assert await gateway.exit_code() == 0
+
+
 async def test_streams_that_outlive_the_drain_end_with_an_error_event(engine: FakeEngine) -> None:
     config = simple_config(engine.url, more="server: {drain_timeout: 0.3}\n")
     async with Penstock(config) as gateway:
