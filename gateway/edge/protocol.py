@@ -331,11 +331,11 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._came += len(body)
-        if self.sink is None:
-            super().on_body(body)
-        elif self._discard:
+        if self._discard:
             if self._came > MAX_DISCARDED:
                 self._close_gently()
+        elif self.sink is None:
+            super().on_body(body)
         elif self._fault is not None:
             return
         elif self._came > self.gateway.policy.max_body_bytes:

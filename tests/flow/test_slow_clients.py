@@ -109,6 +109,32 @@ async def test_a_refused_body_has_its_time_too(engine: FakeEngine, start: Start,
         assert await client.to_end() == b""
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n",  # without a key
+        b"POST /v1/nothing HTTP/1.1\r\nhost: x\r\n",
+        b"GET /health/live HTTP/1.1\r\nhost: x\r\n",
+    ],
+)
+async def test_a_body_that_nobody_wants_is_not_read_for_ever(
+    engine: FakeEngine, start: Start, door: str, head: bytes
+) -> None:
+    if door == "asgi":
+        pytest.skip("what uvicorn makes of it is not ours")
+    gateway = await start(engine.url)
+    piece = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    async with connect(gateway) as client:
+        await client.send(head + b"transfer-encoding: chunked\r\n\r\n" + piece)
+        await client.answer()
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 256 * MB and not client.reader.at_eof():
+                await client.send(piece)
+                sent += len(piece)
+        assert sent < 64 * MB
+
+
 async def test_what_waits_for_a_reader_is_bounded(engine: FakeEngine, start: Start) -> None:
     config = simple_config(engine.url).replace("aliases:", "failover: off\n    aliases:")  # else what was sent is kept
     gateway = await start(config=config)

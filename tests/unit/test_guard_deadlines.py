@@ -114,3 +114,36 @@ async def test_half_a_head_is_waited_for(data: bytes) -> None:
     for at in range(len(data)):
         protocol.data_received(data[at : at + 1])
     assert (wire.said, wire.ended) == (b"", [])
+
+
+async def test_the_next_head_has_its_time_from_its_first_byte() -> None:
+    protocol, wire, now = await connected()
+    protocol._next()
+    protocol.tick(now + 60)  # between requests, idle_timeout alone counts
+    assert (wire.said, wire.ended) == (b"", [])
+    protocol.since = now - 60  # as if it had waited so long
+    protocol.data_received(b"GET / HTT")
+    protocol.tick(time.monotonic() + 9)
+    assert (wire.said, wire.ended) == (b"", [])
+    protocol.tick(time.monotonic() + 11)
+    assert wire.said.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_has_its_time_and_more_the_more_of_it_comes() -> None:
+    protocol, wire, now = await connected()
+    protocol.stage = Stage.BODY
+    protocol.since = now
+    protocol.tick(now + 29)
+    protocol._came = 500_000
+    protocol.tick(now + 34)
+    assert (wire.said, wire.ended) == (b"", [])
+    protocol.tick(now + 36)
+    assert wire.said.startswith(b"HTTP/1.1 408 ")
+    assert wire.ended == ["eof"]
+
+
+async def test_an_answer_takes_the_time_that_it_takes() -> None:
+    protocol, wire, now = await connected()
+    protocol.stage = Stage.ANSWER
+    protocol.tick(now + 10_000)
+    assert (wire.said, wire.ended) == (b"", [])
