@@ -160,7 +160,7 @@ export class StackedBars extends Base {
   update(slots, names, rows, slotName, format) {
     Object.assign(this, { slots, names, rows, slotName, format });
     const sums = slots.map(() => 0);
-    const stacked = rows.map((row) => row.map((value, i) => (sums[i] += value)));
+    const stacked = rows.map((row) => row.map((value, i) => (sums[i] += value) || null)); // no bar of no height
     // Drawn from the tallest down, so that each lower part covers what is not its own.
     this.data = [slots.map((_, i) => i), ...stacked.reverse()];
     fill(this.legend, names.map((name, i) => h("span", {}, h("i", { class: "swatch", vars: { "--swatch": `var(${SERIES[i % SERIES.length]})` } }), name)));
