@@ -1,5 +1,7 @@
 // Asks again and again while a view is open and the page can be seen; one question at a time.
 
+import { live } from "./live.js";
+
 export class Poll {
   #timer = null;
   #controller = new AbortController();
@@ -28,7 +30,9 @@ export class Poll {
       await this.ask(this.#controller.signal);
       this.error?.clear();
     } catch (problem) {
-      if (problem.name !== "AbortError") this.error?.show(problem);
+      // That the gateway is gone is said at the top of the page, once for all that asks.
+      const told = problem.status === 0 && live.state !== "live";
+      if (problem.name !== "AbortError" && !told) this.error?.show(problem);
     }
     this.#busy = false;
     if (this.#controller.signal.aborted) return;
