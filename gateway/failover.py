@@ -7,7 +7,7 @@ import orjson
 
 from engines.types import Replica
 from gateway import errors
-from gateway.resilience.resume import MAX_ROLL_BACK, Cut, ResumedMeter, continuation, ending, finished, fits
+from gateway.resilience.resume import MAX_ROLL_BACK, Cut, ResumedMeter, continuation, ending, finished, fits, straddle
 from gateway.types import Call
 from gateway.upstream.client import EngineClient
 from gateway.usage.trail import Trail
@@ -26,14 +26,14 @@ class Resumption(NamedTuple):
 
 async def take_up(client: EngineClient, replica: Replica, call: Call, trail: Trail) -> Resumption:
     """Raises `GatewayError` engine_failed if the next engine can't go on exactly, `Unreachable`."""
-    cut = await find_cut(client, replica, trail)
+    cut = await find_cut(client, replica, trail, straddle(call))
     head = trail.head()
     rest = ending(call, cut, head) if finished(call, cut) else b""
     body = call.body if rest else continuation(call, cut)
     return Resumption(call._replace(body=body), ResumedMeter(call, trail, cut, head), rest)
 
 
-async def find_cut(client: EngineClient, replica: Replica, trail: Trail) -> Cut:
+async def find_cut(client: EngineClient, replica: Replica, trail: Trail, straddle: int) -> Cut:
     """The most ids of the answer that can be kept: asks the engine what they say, and drops one after the other."""
     prompt_ids, ids, sent = trail.prompt_ids or [], trail.token_ids(), trail.text()
     context = prompt_ids[-CONTEXT:]
@@ -50,7 +50,7 @@ async def find_cut(client: EngineClient, replica: Replica, trail: Trail) -> Cut:
     try:
         prompt_text = await decode(context)
         for kept in range(len(ids), max(0, len(ids) - MAX_ROLL_BACK) - 1, -1):
-            overlap = fits(prompt_text, await decode(context + ids[:kept]), sent)
+            overlap = fits(prompt_text, await decode(context + ids[:kept]), sent, straddle)
             if overlap is not None:
                 return Cut(prompt_ids, ids[:kept], overlap, len(ids) - kept)
     except (TimeoutError, orjson.JSONDecodeError, KeyError):

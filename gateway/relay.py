@@ -23,6 +23,7 @@ from gateway.wire import sse
 from gateway.wire.errors import from_engine, from_engine_event
 
 KEEP_ALIVE_AFTER: Final = 15.0  # seconds of silence towards the client
+DOUBTFUL_AFTER: Final = 2.0  # seconds of the engine's silence before its health is looked at
 MAX_ERROR_BODY: Final = 256 * 1024  # bytes
 MAX_ANSWER: Final = 256 * 1024 * 1024  # bytes of an answer that is not streamed
 
@@ -43,6 +44,10 @@ class Terms(Protocol):
 
     def headers(self) -> bytes:
         """Of the reply, made when it starts: whole lines."""
+        ...
+
+    def better_elsewhere(self) -> bool:
+        """Whether the engine at work has stopped answering its health checks while another one answers."""
         ...
 
 
@@ -98,6 +103,7 @@ class WholeRelay(_Attempt):
     """An answer that comes in one piece."""
 
     usage: Usage | None = None
+    _since: float | None = None  # monotonic seconds: the first tick
 
     def head(self, status: int, content_type: bytes) -> None:
         self._refused = 0 if status == 200 else status
@@ -133,6 +139,10 @@ class WholeRelay(_Attempt):
     def tick(self, now: float) -> None:
         if now > self.terms.deadline:
             self.happen(errors.timeout())
+        elif self._since is None:
+            self._since = now
+        elif now - self._since > DOUBTFUL_AFTER and self.terms.better_elsewhere():
+            self.happen(errors.EngineStalledError())
 
 
 EVENT_STREAM: Final = (
@@ -237,7 +247,7 @@ class StreamRelay(_Attempt):
         else:
             if data:
                 self.sink.write(data)
-            self.happen(ended)
+            self.lost(ended)
 
     def _start(self, now: float) -> None:
         if not self._judged:
@@ -274,10 +284,10 @@ class StreamRelay(_Attempt):
             self.lost(errors.engine_failed())
 
     def lost(self, why: Exception) -> None:
-        # Every finish reason has come: what is missing (usage, `[DONE]`) is not the client's loss.
-        if not self.happened and self._judged and self.meter.complete:
-            held = self.meter.release()
-            self._whole(held + b"\n\n" if held else b"")
+        # Every finish reason has come: what is missing (usage, `[DONE]`) is not the client's loss, and nothing may follow.
+        if not self.happened and self.meter.complete:
+            self._start(time.monotonic())
+            self._whole(b"".join(event + b"\n\n" for event in (self.meter.release(), self.meter.owed()) if event))
         else:
             self.happen(why)
 
@@ -286,14 +296,22 @@ class StreamRelay(_Attempt):
             self.happen(errors.timeout())
         elif self.paused:
             self._last = self._last_written = now
-        elif self._judged and now - self._last > self.terms.stall_timeout:
-            self.happen(errors.EngineStalledError())
+        elif self._hangs(now - self._last):
+            self.lost(errors.EngineStalledError())
         elif now - max(self._last, self._last_written) > KEEP_ALIVE_AFTER and not self._refused:
             # Also before the first event: a proxy in between would give up during a long prefill.
             self._last_written = now
             if not self.sink.started:
                 self.sink.start(200, self.terms.headers() + EVENT_STREAM, None)
             self.sink.write(sse.KEEP_ALIVE)
+
+    def _hangs(self, silent: float) -> bool:
+        """After so many seconds without a byte from the engine. Before the first event no clock can tell a hang from a queue."""
+        terms = self.terms
+        if self._judged and silent > terms.stall_timeout:
+            return True
+        movable = not self._judged or (terms.trail is not None and terms.trail.whole)
+        return movable and silent > DOUBTFUL_AFTER and terms.better_elsewhere()
 
 
 def relay(call: Call, model: str, sink: Sink, terms: Terms, resumed: Meter | None = None) -> WholeRelay | StreamRelay:

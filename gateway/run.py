@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from engines.types import ReplicaState
 from gateway.errors import Fault, GatewayError, draining
 from gateway.head import fresh_id
 from gateway.limits.base import Lease, Refused, Standing
@@ -34,6 +35,7 @@ class Run:
     trail: Trail | None = None
     prompt_tokens = 0
     client_gone = False
+    status = 0  # that was sent, where the answer is an error
     deaths = 0  # engines that died under the stream
     ready = 0.0  # monotonic seconds: the body was there
     deadline = 0.0  # monotonic seconds
@@ -88,6 +90,14 @@ class Run:
         relay.first_byte = self.first_byte
         self.relay = relay
 
+    def better_elsewhere(self) -> bool:
+        model = self.model
+        assert model is not None
+        replicas = self.gateway.fleet.view.of(model.name)
+        return any(r.id == self.tried[-1] and r.state is ReplicaState.UNHEALTHY for r in replicas) and any(
+            r.state is ReplicaState.READY and r.id not in self.tried for r in replicas
+        )
+
     def resumable(self) -> bool:
         """Whether another engine may go on with the stream that has just been cut. Counts it."""
         failovers = self.model.metrics.failovers if self.model is not None else {}
@@ -122,6 +132,7 @@ class Run:
         """Tells the client: with a status while there has been none, else with the event that ends a stream."""
         self.error = error
         sink, endpoint = self.sink, self.head.endpoint
+        self.status = 200 if sink.started else error.status
         if not sink.started:
             body = wire_errors.body(error, endpoint)
             more = lines([(b"content-type", b"application/json"), *wire_errors.headers(error)])
@@ -184,9 +195,8 @@ class Run:
             return Outcome(CLIENT_CLOSED_REQUEST, "client_cancelled", None, usage, replica, ttft, len(self.tried))
         if error is None:
             return Outcome(200, "completed", None, usage, replica, ttft, len(self.tried))
-        status = 200 if first is not None else error.status
         state = "engine_failed" if error.fault is Fault.ENGINE else "refused" if self.lease is None else "error"
-        return Outcome(status, state, error.code, usage, replica, ttft, len(self.tried))  # type: ignore[arg-type]
+        return Outcome(self.status, state, error.code, usage, replica, ttft, len(self.tried))  # type: ignore[arg-type]
 
     def record(self, outcome: Outcome) -> None:
         head, gateway = self.head, self.gateway

@@ -7,6 +7,8 @@ order, null values, framing and error texts are those recorded from a real engin
 
 An answer is " t0 t1 t2 …", `max_tokens` long (16 by default), unless told otherwise: by a `Behaviour` in the request's
 own field "fake", else by the next one of the queue that `POST /fake/script` fills. A prompt is counted in words.
+A scripted `text` is made of the bytes of its characters, some ids inside of them, and is streamed as vLLM does it: see
+`Detokenizer`.
 
 Control: POST /fake/script [behaviour, …] · GET /fake/stats · POST /fake/reset, /fake/release, /fake/close-idle,
 /fake/health {"status": 503}, /fake/load {"running": 3, "waiting": 0, "kv_cache_usage": 0.5}, /fake/wait {"running": 1},
@@ -33,7 +35,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import formatdate
 from pathlib import Path
@@ -60,6 +62,7 @@ class Behaviour:
 
     # what
     tokens: list[str] | None = None  # instead of " t0 t1 …"; if they end before max_tokens, the model has stopped
+    text: str | None = None  # the same, for a text whose ids are pieces of its bytes
     usage: JSON | Literal["real"] | None = "real"  # another usage object; None: no usage at all
     ids_per_event: int = 1  # tokens in an event (vLLM's --stream-interval)
     # when
@@ -73,6 +76,8 @@ class Behaviour:
     cut_between: bool = False  # … or right before it
     close: Literal["fin", "rst"] = "fin"  # how cuts look to the peer; a killed process sends a FIN
     hang_after: int | None = None  # never another byte; the connection stays
+    fates: list[JSON] | None = None  # fields for each attempt at this very answer, in turn: how a request fares that is
+    name: str = ""  # … sent to one replica of this process after the other; counted by name
     error_event_after: int | None = None  # vLLM's error event, then [DONE] and a clean end
     error_first: bool = False  # the error event is the first
     status: int | None = None  # answer with this status …
@@ -132,7 +137,67 @@ class Vocabulary:
         return [self.id(word) for word in re.findall(r"\s*\S+", text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return "".join(f" t{i - 10_000}" if 10_000 <= i < 110_000 else self._words.get(i, "\ufffd") for i in ids)
+        return b"".join(map(self._bytes, ids)).decode(errors="replace")
+
+    def _bytes(self, token: int) -> bytes:
+        if token >= PIECES:
+            size, value = divmod(token - PIECES, 1 << 24)
+            return value.to_bytes(size, "big")
+        return (f" t{token - 10_000}" if 10_000 <= token < 110_000 else self._words.get(token, "\ufffd")).encode()
+
+
+PIECES = 1 << 25  # ids from here on are one to three bytes, of whatever characters
+
+
+def pieces(text: str) -> list[int]:
+    """The ids of a scripted text: as in a byte-level vocabulary, an id may end inside a character or begin there."""
+    data, ids, at = text.encode(), [], 0
+    while at < len(data):
+        size = min(zlib.crc32(data[: at + 3]) % 3 + 1, len(data) - at)
+        ids.append(PIECES + (size << 24) + int.from_bytes(data[at : at + size], "big"))
+        at += size
+    return ids
+
+
+class Detokenizer:
+    """What vLLM's does, its habits included (v1/engine/detokenizer.py): text comes when its last character is whole; a
+    prompt that ends inside a character is repeated in the first text; of an answer with stop strings the last characters
+    are held back, unless those strings are shown; and no stop string counts that ends within `min_tokens`."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], prompt: list[int], asked: JSON) -> None:
+        stop = asked.get("stop") or []
+        self._decode = decode
+        self._stop = [stop] if isinstance(stop, str) else stop
+        self._shown = bool(asked.get("include_stop_str_in_output"))
+        self._min_tokens = asked.get("min_tokens") or 0
+        self._hold = max(map(len, self._stop)) - 1 if self._stop and not self._shown else 0
+        self._pending = prompt if decode(prompt).endswith("\ufffd") else []
+        self._count = self._sent = 0
+        self._text = ""
+        self.stopped: str | None = None  # the stop string that was met
+
+    def step(self, token: int) -> None:
+        before = len(self._text)
+        self._count += 1
+        self._pending = [*self._pending, token]
+        text = self._decode(self._pending)
+        if not text.endswith("\ufffd"):
+            self._pending = []
+            self._text += text
+        if self._count <= self._min_tokens:
+            return
+        for stop in self._stop:
+            at = self._text.find(stop, max(0, before + 1 - len(stop)))
+            if at >= 0 and len(self._text) > before:
+                self.stopped = stop
+                self._text = self._text[: at + len(stop) if self._shown else at]
+                return
+
+    def text(self, *, last: bool) -> str:
+        """What is new for the client."""
+        end = max(self._sent, len(self._text) - (0 if last else self._hold))
+        new, self._sent = self._text[self._sent : end], end
+        return new
 
 
 def text_of(content: Any) -> str:
@@ -173,6 +238,7 @@ class Answer:
     pieces: list[tuple[str, list[int]]]  # text and token ids of each event
     finish: Literal["stop", "length"] | None
     behaviour: Behaviour
+    stop_reason: str | None = None
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
@@ -244,7 +310,7 @@ def openai_events(a: Answer, *, chat: bool) -> Iterator[Event]:
                 **({"delta": {"content": text}} if chat else {"text": text}),
                 "logprobs": None,
                 "finish_reason": finish,
-                **({} if chat and finish is None else {"stop_reason": None}),
+                **({} if chat and finish is None else {"stop_reason": a.stop_reason if finish else None}),
                 **({} if chat else {"prompt_token_ids": ids_of_prompt}),
                 "token_ids": token_ids if a.wants_ids else None,
             }
@@ -261,7 +327,7 @@ def openai_whole(a: Answer, *, chat: bool) -> JSON:
         rest = {
             "logprobs": None,
             "finish_reason": a.finish,
-            "stop_reason": None,
+            "stop_reason": a.stop_reason,
             "token_ids": a.ids if a.wants_ids else None,
         }
         if chat:
@@ -795,6 +861,11 @@ class Texts:
 # ---- the server
 
 
+def said_already(prompt: list[int], ids: list[int]) -> int:
+    """How many of an answer's ids a prompt of ids ends with: it goes on from there, as a greedy model would."""
+    return next((n for n in range(min(len(ids), len(prompt)), 0, -1) if prompt[-n:] == ids[:n]), 0)
+
+
 class Settings(NamedTuple):
     models: list[str]
     api_key: str | None
@@ -810,8 +881,9 @@ class Gone(Exception):  # noqa: N818 - a turn of the script, not a fault
 class Replica:
     """What listens on one port."""
 
-    def __init__(self, settings: Settings, vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: Settings, vocabulary: Vocabulary, attempts: Counter[str]) -> None:
         self.settings = settings
+        self._attempts = attempts  # by name, at any replica of the process
         self.connections: set[Connection] = set()
         self._vocabulary = vocabulary
         self._changed = asyncio.Event()
@@ -1025,7 +1097,7 @@ class Replica:
         progress["user"] = asked.get("user")
         # A gateway that takes up a stream asks what ids say; that is not the request that was scripted.
         scripted = self._script.popleft() if self._script and request.path != "/detokenize" else Behaviour()
-        b = Behaviour.of(asked["fake"]) if "fake" in asked else scripted
+        b = self._behaviour(asked["fake"]) if "fake" in asked else scripted
         if b.accept_then_close:
             connection.cut(b.close)
             raise Gone
@@ -1051,6 +1123,14 @@ class Replica:
         else:
             await self._whole(connection, endpoint.whole(answer), b, len(answer.ids))
             self._count(completion_tokens=len(answer.ids))
+
+    def _behaviour(self, fields: Any) -> Behaviour:
+        b = Behaviour.of(fields)
+        if b.fates is None:
+            return b
+        self._attempts[b.name] += 1
+        fate = b.fates[self._attempts[b.name] - 1] if self._attempts[b.name] <= len(b.fates) else {}
+        return Behaviour.of({**fields, **fate})
 
     def _record(self, request: Request) -> JSON:
         """The body as JSON; it is kept for /fake/stats, good or bad."""
@@ -1102,23 +1182,41 @@ class Replica:
                 f"input prompt. (parameter=input_tokens, value={count})"
             )
             raise Refusal(400, text, param="input_tokens")
+        if b.text is not None:
+            return self._spoken(b.text, model, asked, prompts, min(most, room), b)
         words = b.tokens if b.tokens is not None else [f" t{i}" for i in range(most + len(prompts[0]))]
         if isinstance(asked_for[0], list):
-            words = words[self._said_already(prompts[0], words) :]
+            words = words[said_already(prompts[0], [self._vocabulary.id(word) for word in words]) :]
         ended = b.tokens is not None and len(words) < min(most, room)
         words = words[: min(most, room)]
         size = b.ids_per_event
         groups = [words[at : at + size] for at in range(0, len(words), size)]
-        pieces = [("".join(group), [self._vocabulary.id(word) for word in group]) for group in groups]
+        said = [("".join(group), [self._vocabulary.id(word) for word in group]) for group in groups]
         if ended:
-            pieces.append(("", [END_OF_TEXT]))
+            said.append(("", [END_OF_TEXT]))
         finish: Literal["stop", "length"] | None = None if b.no_finish else "stop" if ended else "length"
-        return Answer(model, asked, prompts, pieces, finish, b)
+        return Answer(model, asked, prompts, said, finish, b)
 
-    def _said_already(self, prompt: list[int], words: list[str]) -> int:
-        """How many of the answer's words a prompt of ids ends with: it goes on from there, as a greedy model would."""
-        ids = [self._vocabulary.id(word) for word in words]
-        return next((n for n in range(min(len(ids), len(prompt)), 0, -1) if prompt[-n:] == ids[:n]), 0)
+    def _spoken(self, text: str, model: str, asked: JSON, prompts: list[list[int]], most: int, b: Behaviour) -> Answer:
+        """An answer that says `text`, from where a prompt of ids ends."""
+        ids = [*pieces(text), END_OF_TEXT]
+        ids = ids[said_already(prompts[0], ids) :][:most]
+        detokenizer = Detokenizer(self._vocabulary.decode, prompts[0], asked)
+        said: list[tuple[str, list[int]]] = []
+        group: list[int] = []
+        for number, token in enumerate(ids, start=1):
+            group.append(token)
+            if token != END_OF_TEXT:
+                detokenizer.step(token)
+            last = number == len(ids) or detokenizer.stopped is not None
+            if last or len(group) == b.ids_per_event:
+                said.append((detokenizer.text(last=last), group))
+                group = []
+            if last:
+                break
+        ended = detokenizer.stopped is not None or ids[-1] == END_OF_TEXT
+        finish: Literal["stop", "length"] | None = None if b.no_finish else "stop" if ended else "length"
+        return Answer(model, asked, prompts, said, finish, b, detokenizer.stopped)
 
     async def _begin(self, b: Behaviour) -> None:
         if b.hold:
@@ -1215,10 +1313,10 @@ async def run(ports: list[int], settings: Settings, host: str, watch_stdin: bool
     loop = asyncio.get_running_loop()
     if watch_stdin:  # its end is the parent's: no fake outlives a test run that was killed
         loop.add_reader(0, lambda: os._exit(0) if not os.read(0, 1024) else None)
-    vocabulary = Vocabulary()
+    vocabulary, attempts = Vocabulary(), Counter[str]()
     servers: list[asyncio.Server] = []
     for port in ports:
-        replica = Replica(settings, vocabulary)
+        replica = Replica(settings, vocabulary, attempts)
         servers.append(await loop.create_server(functools.partial(Connection, replica), host, port, backlog=1024))
         print("LISTENING", servers[-1].sockets[0].getsockname()[1], flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))

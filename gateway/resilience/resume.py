@@ -11,7 +11,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.types import Call, Usage
-from gateway.usage.meter import Verdict, usage_of
+from gateway.usage.meter import Verdict, choices_of, usage_of
 from gateway.usage.trail import TEXT, Trail
 from gateway.wire import sse
 
@@ -30,14 +30,18 @@ def obstacle(call: Call) -> str | None:
     body = call.body
     if call.endpoint.path not in TEXT or not call.stream:
         return "only streams of chat and text completions are continued"
-    if (body.get("n") or 1) > 1 or isinstance(body.get("prompt"), list):
+    if choices_of(call) > 1:
         return "more than one choice or prompt"
     for field, why in _IN_THE_WAY.items():
         if body.get(field):
             return why
+    if (logprobs := body.get("logprobs")) is not None and logprobs is not False:
+        return "log-probabilities"  # 0 too: those of the tokens themselves
     format_ = body.get("response_format")
     if isinstance(format_, dict) and format_.get("type") != "text":
         return "structured output"
+    if body.get("thinking_token_budget") is not None:
+        return "a budget that counts output"
     if body.get("tool_choice") not in (None, "none", "auto"):
         return "a required tool"
     if body.get("return_token_ids"):
@@ -53,11 +57,13 @@ def obstacle(call: Call) -> str | None:
 
 _IN_THE_WAY: Final = {
     "echo": "echo",
-    "logprobs": "log-probabilities",
+    "logprob_token_ids": "log-probabilities",
     "structured_outputs": "structured output",
     "frequency_penalty": "a penalty that counts output",
     "presence_penalty": "a penalty that counts output",
     "bad_words": "bad_words look at output only",
+    "repetition_detection": "repetitions are looked for in output only",
+    "watermarking": "a watermark that counts output",
     "truncate_prompt_tokens": "a truncated prompt",
 }
 
@@ -76,18 +82,28 @@ class Cut:
     again: int = 0  # ids that were sent and are not kept: the next engine will make them again
 
 
-def fits(prompt_text: str, decoded: str, sent: str) -> str | None:
+def straddle(call: Call) -> int:
+    """Characters of what was sent that may be the beginning of a stop string: the next engine has to say them again, or it
+    would not know that string by its end. None where the engine holds such text back itself."""
+    stop = call.body.get("stop")
+    if not stop or not call.body.get("include_stop_str_in_output"):
+        return 0
+    return max(map(len, [stop] if isinstance(stop, str) else stop)) - 1
+
+
+def fits(prompt_text: str, decoded: str, sent: str, straddle: int = 0) -> str | None:
     """Judges ids kept: `decoded` is the text of prompt and ids. The overlap if they may be kept, None if one more must go.
 
     Kept ids end with a whole character, and say no more than the client has seen: an engine that looks for stop strings
-    holds text back that its ids have already.
+    holds text back that its ids have already. `straddle`: so much of what was sent must not be covered.
     """
     if not decoded.startswith(prompt_text):
         return None
     text = decoded[len(prompt_text) :]
     if text.endswith(REPLACEMENT) or not sent.startswith(text):
         return None
-    return sent[len(text) :]
+    overlap = sent[len(text) :]
+    return overlap if len(overlap) >= straddle or not text else None
 
 
 def finished(call: Call, cut: Cut) -> bool:
@@ -129,6 +145,7 @@ class ResumedMeter:
         self._again = cut.again
         self._first = True
         self._held = b""
+        self._told = False  # the client has its usage chunk
         self.complete = False
         self.usage: Usage | None = None
         self.forward = b""
@@ -148,6 +165,9 @@ class ResumedMeter:
     def release(self) -> bytes:
         held, self._held = self._held, b""
         return held
+
+    def owed(self) -> bytes:
+        return self._trail.usage_event() if self._keep_usage and not self._told else b""
 
     def read(self, event: bytes) -> Verdict:
         """As `Meter.read`; NONSENSE where the continuation turns out not to be one."""
@@ -179,6 +199,7 @@ class ResumedMeter:
 
     def _usage_chunk(self, chunk: dict[str, Any]) -> Verdict:
         if self._keep_usage:
+            self._told = True
             self.forward = self._written(chunk)
             return Verdict.OTHER
         last = self.release()

@@ -60,6 +60,11 @@ class Meter(Protocol):
         """An event that is still held back; empty if there is none."""
         ...
 
+    def owed(self) -> bytes:
+        """Of a complete answer whose engine has gone: the usage chunk that the client asked for, if it has not come and can
+        be told without the engine; else empty."""
+        ...
+
 
 def usage_of(answer: object) -> Usage | None:
     """The usage in a whole answer (or a last event), in OpenAI's, the Responses API's or Anthropic's words."""
@@ -102,7 +107,7 @@ def _count(value: object) -> int:
 def choices_of(call: Call) -> int:
     """How many finish reasons a whole answer has."""
     n = call.body.get("n") or 1
-    prompt = call.body.get("prompt")
+    prompt = call.body.get("prompt") if "prompt" in call.endpoint.rules else None  # else it may be anything
     several = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
     return n * len(prompt) if several and isinstance(prompt, list) else n
 
@@ -114,7 +119,18 @@ class OpenAIMeter:
     usage chunk instead of the last one with a finish reason; so that one waits for it (they come together).
     """
 
-    __slots__ = ("_choices", "_events", "_finished", "_held", "_keep_usage", "_passing", "forward", "trail", "usage")
+    __slots__ = (
+        "_choices",
+        "_events",
+        "_finished",
+        "_held",
+        "_keep_usage",
+        "_passing",
+        "_told",
+        "forward",
+        "trail",
+        "usage",
+    )
 
     def __init__(self, call: Call, trail: Trail | None) -> None:
         self._keep_usage = call.include_usage
@@ -122,6 +138,7 @@ class OpenAIMeter:
         self._finished = 0
         self._events = 0
         self._held = b""
+        self._told = False  # the client has its usage chunk
         self.trail = trail
         self._passing = Passing(call.endpoint.path) if trail is None else None
         self.usage: Usage | None = None
@@ -197,6 +214,7 @@ class OpenAIMeter:
                 self.forward = self.trail.note(event) if self.trail.prompt_ids else self.trail.first(event)
             return self._token()
         if self._keep_usage:
+            self._told = True
             return Verdict.OTHER
         fingerprint = chunk.get("system_fingerprint")
         last = self.release()
@@ -214,6 +232,9 @@ class OpenAIMeter:
     def release(self) -> bytes:
         held, self._held = self._held, b""
         return held
+
+    def owed(self) -> bytes:
+        return self.trail.usage_event() if self.trail is not None and self._keep_usage and not self._told else b""
 
     def _unusual(self, event: bytes) -> Verdict:
         self.forward = event
@@ -248,6 +269,9 @@ class NamedEventMeter:
         self.forward = b""
 
     def release(self) -> bytes:
+        return b""
+
+    def owed(self) -> bytes:
         return b""
 
     def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:

@@ -170,6 +170,15 @@ class Trail:
         chunk = orjson.loads(self._first)
         return {name: chunk[name] for name in ("id", "object", "created", "model") if name in chunk}
 
+    def usage_event(self) -> bytes:
+        """The chunk with the usage of a finished answer, for an engine that did not come to write it; empty if the ids do
+        not tell."""
+        if not self.whole or self.prompt_ids is None:
+            return b""
+        prompt, completion = len(self.prompt_ids), self.tokens
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+        return b"data: " + orjson.dumps({**self.head(), "choices": [], "usage": usage})
+
     @property
     def whole(self) -> bool:
         """Another engine could go on from here."""

@@ -112,6 +112,7 @@ async def test_two_deaths_in_one_stream(start: Start, engines: tuple[FakeEngine,
         assert await gateway.metric("penstock_failovers_total", model="tiny", outcome="resumed") == 2
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 REFUSED: list[dict[str, Any]] = [
     {"n": 2},
     {"response_format": {"type": "json_object"}},
@@ -121,6 +122,33 @@ REFUSED: list[dict[str, Any]] = [
     {"bad_words": ["no"]},
     {"structured_outputs": {"regex": "[a-z]+"}},
     {"return_token_ids": True},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}},
+    {"response_format": {"type": "structural_tag", "structures": [], "triggers": []}},
+    {"structured_outputs": {"choice": ["yes", "no"]}},
+    {"tools": TOOLS, "tool_choice": "required"},
+    {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
+    {"logprobs": True, "top_logprobs": 2},
+    {"logprob_token_ids": [5]},
+    {"repetition_detection": {"max_pattern_size": 3}},
+    {"thinking_token_budget": 50},
+    {"watermarking": True},
+    {"include_reasoning": False},
+    {"truncate_prompt_tokens": 5},
+    {"echo": True},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]}
+        ]
+    },
+    {"path": "/v1/completions", "logprobs": 0},
+    {"path": "/v1/completions", "prompt": ["one", "two"]},
+    {"path": "/v1/completions", "echo": True},
+]
+# What only the answer tells: the parser of another engine would begin in the middle.
+BEGUN = [
+    {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}]},
+    {"reasoning": "Hm"},
+    {"content": "said", "tool_calls": [{"index": 0, "function": {"arguments": '"},"logprobs":null'}}]},
 ]
 
 
@@ -128,13 +156,51 @@ async def test_what_cannot_be_exact_ends_with_an_error(engines: tuple[FakeEngine
     gateway = await pair(start, engines)
     for number, fields in enumerate(REFUSED, start=1):
         await engines[0].script([{"cut_after": 5}])
-        answer = await gateway.chat(stream=True, max_tokens=12, **fields)
-        *_, last, end = answer.body.decode().split("\n\n")
-        assert end == ""
-        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed", fields
-        assert b"[DONE]" not in answer.body
-        assert await gateway.metric("penstock_failovers_total", model="tiny", outcome="refused") == number
+        body = {**chat_body(stream=True, max_tokens=12), "prompt": "hi", **fields}
+        answer = await gateway.post(body.pop("path", "/v1/chat/completions"), body)
+        await refused(gateway, answer, number)
     assert (await engines[1].stats())["requests"] == 0
+
+
+async def refused(gateway: Penstock, answer: Answer, number: int) -> None:
+    assert answer.status == 200, answer.body
+    *_, last, end = answer.body.decode().split("\n\n")
+    assert end == ""
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed", answer.body
+    assert b"[DONE]" not in answer.body
+    assert await gateway.metric("penstock_failovers_total", model="tiny", outcome="refused") == number
+
+
+async def test_a_call_or_a_thought_that_has_begun_is_not_continued(
+    engines: tuple[FakeEngine, FakeEngine], start: Start
+) -> None:
+    gateway = await pair(start, engines)
+    for number, delta in enumerate(BEGUN, start=1):
+        head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "tiny"}
+        more = {"logprobs": None, "finish_reason": None}
+        role = {"index": 0, "delta": {"role": "assistant", "content": ""}, **more}
+        begun = {"index": 0, "delta": delta, **more, "token_ids": [5]}
+        chunks = [{**head, "choices": [role], "prompt_token_ids": [1]}, {**head, "choices": [begun]}]
+        raw = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+        raw += "".join(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n" for chunk in chunks)
+        await engines[0].script([{"raw": raw}])
+        await refused(gateway, await gateway.chat(stream=True, max_tokens=12, tools=TOOLS), number)
+    assert (await engines[1].stats())["requests"] == 0
+
+
+async def test_an_engine_that_stops_before_its_first_event_is_left(
+    engines: tuple[FakeEngine, FakeEngine], start: Start
+) -> None:
+    gateway = await pair(start, engines)
+    gateway.patience = 60  # that it is silent takes two health checks
+    fake = {"hold": True}
+    held = [asyncio.create_task(gateway.chat(stream=stream, max_tokens=4, fake=fake)) for stream in (True, False)]
+    await engines[0].until(holding=2)
+    engines[0].stop()
+    await engines[1].until(holding=2)
+    await engines[1].release()
+    assert [answer.status for answer in await asyncio.gather(*held)] == [200, 200]
+    assert [(line["replica"], line["attempts"]) for line in await gateway.access_log(2)] == [("tiny/1", 2)] * 2
 
 
 async def test_failover_off_asks_for_no_ids_and_ends_with_an_error(

@@ -13,7 +13,16 @@ from hypothesis import given, strategies as st
 from gateway import errors
 from gateway.errors import GatewayError
 from gateway.observe.metrics import Histogram
-from gateway.relay import KEEP_ALIVE_AFTER, MAX_ERROR_BODY, ClientGone, StreamRelay, Ticker, WholeRelay, relay
+from gateway.relay import (
+    DOUBTFUL_AFTER,
+    KEEP_ALIVE_AFTER,
+    MAX_ERROR_BODY,
+    ClientGone,
+    StreamRelay,
+    Ticker,
+    WholeRelay,
+    relay,
+)
 from gateway.types import Call, Usage, Watcher
 from gateway.upstream.client import StaleConnectionError
 from gateway.usage.trail import Trail
@@ -97,17 +106,22 @@ class Request:
     inter_token: Histogram
     trail: Trail | None
 
+    healthier: bool = False  # another engine is, than the one at work
+
     def headers(self) -> bytes:
         return b"x-request-id: r\r\n"
 
+    def better_elsewhere(self) -> bool:
+        return self.healthier
+
 
 def made(
-    path: str = CHAT, *, stream: bool = True, trail: Trail | None = None, **body: Any
+    path: str = CHAT, *, stream: bool = True, trail: Trail | None = None, include_usage: bool = False, **body: Any
 ) -> tuple[Any, Client, float]:
     """A relay, its client, and now."""
     now, client = time.monotonic(), Client()
     terms = Request(now, now + 600, STALL, histogram(), histogram(), trail)
-    call = Call(BY_PATH[path], "tiny", {"model": "tiny", **body}, 10, stream, False, None)
+    call = Call(BY_PATH[path], "tiny", {"model": "tiny", **body}, 10, stream, include_usage, None)
     return relay(call, "tiny", client, terms), client, now
 
 
@@ -202,6 +216,61 @@ async def test_before_the_first_event_nothing_stalls() -> None:
     one.head(200, SSE)
     one.tick(now + STALL + 1)
     assert not one.happened
+
+
+async def test_before_the_first_event_an_engine_that_looks_dead_is_left_for_a_better_one() -> None:
+    for one, _, now in (made(), made(stream=False)):
+        one.tick(now)
+        one.tick(now + DOUBTFUL_AFTER + 1)
+        assert not one.happened
+        one.terms.healthier = True
+        one.tick(now + DOUBTFUL_AFTER + 1)
+        assert isinstance(failure(one), errors.EngineStalledError)
+
+
+async def test_in_mid_stream_only_what_can_go_on_elsewhere_is_taken_from_an_engine_that_looks_dead() -> None:
+    for trail, moved in ((None, False), (Trail(CHAT), True)):
+        one, _, now = made(trail=trail)
+        one.terms.healthier = True
+        if trail is not None:
+            trail.prompt_ids = [1]
+        one.head(200, SSE)
+        choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None, "token_ids": [5]}
+        one.data(b"data: %b\n\n" % orjson.dumps({"choices": [choice]}))
+        one.tick(now + 1)
+        assert not one.happened
+        one.tick(now + DOUBTFUL_AFTER + 2)
+        assert one.happened is moved
+
+
+GOODBYES = {
+    "gone": lambda one, now: one.lost(errors.engine_failed()),
+    "error event": lambda one, now: one.data(b'data: {"error": {"message": "x"}}\n\n'),
+    "nonsense": lambda one, now: one.data(b"data: nonsense\n\n"),
+    "silence": lambda one, now: one.tick(now + STALL + 2),
+}
+
+
+@pytest.mark.parametrize("how", GOODBYES)
+@pytest.mark.parametrize("usage", [True, False])
+async def test_after_the_finish_reason_nothing_that_an_engine_does_spoils_the_answer(how: str, usage: bool) -> None:
+    trail = Trail(CHAT)
+    one, client, now = made(trail=trail, include_usage=usage)
+    one.head(200, SSE)
+    head = {"id": "i", "object": "o", "created": 1, "model": "m"}
+    for piece, finish in (("a", None), ("b", "stop")):
+        choice = {"index": 0, "delta": {"content": piece}, "logprobs": None, "finish_reason": finish, "token_ids": [7]}
+        told = {} if trail.prompt_ids else {"prompt_token_ids": [1, 2, 3]}
+        one.data(b"data: %b\n\n" % orjson.dumps({**head, "choices": [choice], **told}))
+    GOODBYES[how](one, now)
+    assert one.happened
+    assert one.error is None
+    *events, done, rest = client.body.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    chunks = [orjson.loads(event[6:]) for event in events]
+    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "stop"
+    counted = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    assert [c["usage"] for c in chunks if not c["choices"]] == ([counted] if usage else [])
 
 
 async def test_an_error_status_is_not_kept_alive() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.resilience.resume import Cut, ResumedMeter, continuation, ending, finished, fits, obstacle
+from gateway.resilience.resume import Cut, ResumedMeter, continuation, ending, finished, fits, obstacle, straddle
 from gateway.types import Call, Usage
 from gateway.usage.meter import Verdict
 from gateway.usage.trail import Trail
@@ -39,7 +39,12 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}
         chat(tools=[TOOL], tool_choice="auto"),
         chat(response_format={"type": "text"}, frequency_penalty=0, presence_penalty=0, n=1),
         chat(messages=[{"role": "user", "content": [{"type": "text", "text": "hi"}]}]),
+        chat(stop=["x"], include_stop_str_in_output=True),
+        chat(prompt=["a stray field", "of another endpoint"]),
         text(),
+        text(prompt=["one"]),
+        text(prompt=[1, 2, 3]),
+        text(prompt=[[1, 2, 3]]),
     ],
 )
 def test_nothing_in_the_way(call: Call) -> None:
@@ -65,6 +70,15 @@ def test_nothing_in_the_way(call: Call) -> None:
         chat(messages=[{"role": "user", "content": [PICTURE]}]),
         text(echo=True),
         text(logprobs=1),
+        text(logprobs=0),
+        chat(logprob_token_ids=[1]),
+        chat(thinking_token_budget=0),
+        chat(repetition_detection={"max_pattern_size": 3}),
+        chat(watermarking=True),
+        chat(response_format={"type": "structural_tag"}),
+        chat(messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
+        text(prompt=[[1], [2]]),
+        text(n=2),
         text(prompt=["a", "b"]),
     ],
 )
@@ -86,6 +100,26 @@ def test_something_in_the_way(call: Call) -> None:
 )
 def test_ids_kept_say_no_more_than_was_sent(decoded: str, sent: str, overlap: str | None) -> None:
     assert fits("P", decoded, sent) == overlap
+
+
+@pytest.mark.parametrize(
+    ("fields", "characters"),
+    [
+        ({}, 0),
+        ({"stop": ["abcd", "x"]}, 0),  # the engine holds the beginning back itself
+        ({"stop": ["abcd", "x"], "include_stop_str_in_output": True}, 3),
+        ({"stop": "ab", "include_stop_str_in_output": True}, 1),
+        ({"stop": None, "include_stop_str_in_output": True}, 0),
+    ],
+)
+def test_the_beginning_of_a_stop_string_that_is_shown_is_said_again(fields: dict[str, Any], characters: int) -> None:
+    assert straddle(chat(**fields)) == characters
+
+
+def test_ids_whose_text_may_begin_a_stop_string_are_not_kept() -> None:
+    assert fits("P", "Pabc", "abcd", 2) is None
+    assert fits("P", "Pab", "abcd", 2) == "cd"
+    assert fits("P", "P", "a", 2) == "a"  # there is nothing before
 
 
 def test_the_next_engine_is_asked_for_the_rest() -> None:
