@@ -21,6 +21,22 @@ JSON_TYPE = {"content-type": "application/json"}
 DEADLINE = 20.0  # seconds that anything in a test may take
 
 
+# What a gateway keeps on purpose, up to a bound: recent requests, known heads of engines' answers, the last hour's figures.
+KEPT = {
+    "gateway.observe.logs.AccessRecord",
+    "gateway.upstream.client.ReplyHead",
+    "gateway.admin.shapes.Figures",
+    "gateway.admin.shapes.ModelFigures",
+    "gateway.admin.shapes.Percentiles",
+}
+
+
+def leaked(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """The types of which a census counts at least ten more than the one before."""
+    grown = {kind: n - before.get(kind, 0) for kind, n in after.items() if kind not in KEPT}
+    return {kind: n for kind, n in grown.items() if n >= 10}
+
+
 class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str]  # names in lower case

@@ -10,14 +10,12 @@ import psutil
 import pytest
 
 from tests.fake_engine import FakeEngine
-from tests.served import Penstock, chat_body, http_post, simple_config, until
+from tests.served import Penstock, chat_body, http_post, leaked, simple_config, until
 
 CHAT = "/v1/chat/completions"
 MB = 1 << 20
 CLIENTS = 32
 LENGTH = re.compile(rb"content-length: (\d+)")
-# What is kept on purpose, up to a bound: recent requests for the dashboard, known heads of engines' answers.
-KEPT = {"gateway.observe.logs.AccessRecord", "gateway.upstream.client.ReplyHead"}
 
 
 def good(stream: bool) -> bytes:
@@ -104,6 +102,5 @@ async def test_nothing_grows() -> None:
         print(json.dumps({"memory MB": memory / MB, "growth MB": growth / MB, "descriptors": descriptors_after}))
         assert growth <= 20 * MB
         assert descriptors_after <= descriptors
-        grown = {kind: n - objects.get(kind, 0) for kind, n in objects_after.items() if kind not in KEPT}
-        assert {kind: n for kind, n in grown.items() if n > 10} == {}
+        assert leaked(objects, objects_after) == {}
         assert await gateway.metric("penstock_inflight_requests", model="tiny") == 0
