@@ -5,6 +5,7 @@ parser (or anything else) acts on it, a pipelined request waits as bytes, and ea
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from enum import Enum, auto
@@ -34,6 +35,7 @@ WRITE_TIMEOUT: Final = 60.0  # seconds in which a client must take something of 
 ASK_AGAIN: Final = 0.3  # seconds
 LINGER: Final = 5.0  # seconds in which a refused client may read its answer
 GRACE_PER_BYTE: Final = 1 / 100_000  # seconds of body_timeout for each byte that has come
+FOREIGN: Final = re.compile(rb"(?i)\norigin[ \t]*:")
 FAST: Final[Mapping[bytes, Endpoint]] = {e.path.encode(): e for e in ENDPOINTS}
 
 
@@ -214,7 +216,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _learn(self, raw: bytes, head: Head, sink: EdgeSink) -> Known | None:
         """What to know this head by when it comes again: this is no one-off, but a client with more to ask."""
         found = guard.CONTENT_LENGTH.findall(raw)
-        if len(found) != 1 or self.version != "1.1" or self._chunked or self.expect_100_continue:
+        if len(found) != 1 or self.version != "1.1" or self._chunked or self.expect_100_continue or FOREIGN.search(raw):
             return None
         prefix, number = found[0]
         start = raw.index(prefix) + len(prefix)
@@ -316,7 +318,9 @@ class EdgeProtocol(HttpToolsProtocol):
             self._chunked = b"transfer-encoding" in fields
         self.expect_100_continue = b"expect" in fields
         endpoint = FAST.get(self.url)
-        if endpoint is None or self.parser.get_method() != b"POST":
+        # A web page of another origin needs what the fast lane has not: headers that say whether it may read the answer.
+        foreign = b"origin" in fields and self.gateway.policy.cors_origins
+        if endpoint is None or foreign or self.parser.get_method() != b"POST":
             if self.parser.get_method() == b"CONNECT":
                 self._refusal = guard.no_connect()
                 return

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -43,7 +44,12 @@ def zombies() -> list[psutil.Process]:
 
 def engine_pids(marker: str) -> set[int]:
     """The main processes of the engines."""
-    return {p.pid for p in marked(marker) if "standin_engine.py" in " ".join(p.cmdline()[:2])}
+    found = set()
+    for process in marked(marker):
+        with suppress(psutil.NoSuchProcess):
+            if "standin_engine.py" in " ".join(process.cmdline()[:2]):
+                found.add(process.pid)
+    return found
 
 
 async def until(condition: Callable[[], object], timeout: float = 20) -> None:
