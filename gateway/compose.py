@@ -1,15 +1,19 @@
 """From a config to what the rooms take: the policy, the sources of engines, the admin key."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from engines.sources import ModelSource
-from gateway.auth import Keyring, digest
+from gateway.auth import Keyring, digest, store_callers
 from gateway.config.schema import Config, ModelConfig, grants
-from gateway.limits.base import Limits
+from gateway.limits.base import Limits, Price
 from gateway.limits.memory import MemoryLimiter
 from gateway.observe.metrics import Metrics
 from gateway.policy import Model, Policy
+from gateway.store.base import KeyRecord, TeamRecord
 from gateway.types import Caller
 from gateway.usage.estimate import AnswerLengths, PromptEstimator
 from gateway.usage.tokens import TokenCounter, load_counter
@@ -41,6 +45,7 @@ class Memory:
             estimator=self._estimators.setdefault(name, PromptEstimator()),
             answers=self._answers.setdefault(name, AnswerLengths()),
             metrics=metrics.model(name),
+            price=price(config),
         )
 
     def _counter(self, folder: str | None) -> TokenCounter | None:
@@ -55,7 +60,14 @@ def tokenizer_folder(config: ModelConfig) -> str | None:
     return config.tokenizer or (config.engine.model if config.engine else None)
 
 
-def allowed(patterns: list[str], models: Mapping[str, ModelConfig]) -> frozenset[str] | None:
+def price(config: ModelConfig) -> Price | None:
+    found = config.price
+    if found is None:
+        return None
+    return Price(found.prompt, found.completion, found.prompt if found.cached is None else found.cached)
+
+
+def allowed(patterns: Iterable[str], models: Mapping[str, ModelConfig]) -> frozenset[str] | None:
     """The models that a key's patterns cover, by their own names or by an alias; None: all there are and will be."""
     if "*" in patterns:
         return None
@@ -66,20 +78,46 @@ def allowed(patterns: list[str], models: Mapping[str, ModelConfig]) -> frozenset
     )
 
 
-def make_policy(config: Config, memory: Memory, limiter: MemoryLimiter, metrics: Metrics) -> Policy:
+class Known(Protocol):
+    """What is known of the store's keys and teams."""
+
+    @property
+    def keys(self) -> Mapping[str, KeyRecord]: ...
+
+    @property
+    def teams(self) -> Mapping[str, TeamRecord]: ...
+
+    @property
+    def fresh(self) -> bool:
+        """A key that is not here is in no store."""
+        ...
+
+
+def make_keyring(config: Config, limiter: MemoryLimiter, known: Known | None) -> Keyring:
+    """The keys of the file, and those of the store that open anything now."""
+    grants = partial(allowed, models=config.models)
+    callers: dict[bytes, Caller] = {}
+    if known is not None:
+        callers = store_callers(known.keys.values(), known.teams, limiter, grants, time.time())
+    for key in config.keys:
+        key_id = f"config:{key.name}"
+        account = limiter.account(key_id, Limits(**key.limits.model_dump()))
+        callers[bytes.fromhex(key.digest())] = Caller(key.name, account, grants(key.models), key_id)
+    anonymous = Caller("anonymous", limiter.account("anonymous", Limits()), None) if config.auth == "none" else None
+    return Keyring(callers, anonymous, complete=known is None or known.fresh)
+
+
+def make_policy(
+    config: Config, memory: Memory, limiter: MemoryLimiter, metrics: Metrics, known: Known | None
+) -> Policy:
     """Everything that a request is judged by. `memory` was prepared for this config: it does not block."""
     models: dict[str, Model] = {}
     for name, one in config.models.items():
         model = memory.model(name, one, metrics)
         models.update(dict.fromkeys([name, *one.aliases], model))
-    callers = {}
-    for key in config.keys:
-        account = limiter.account(key.name, Limits(**key.limits.model_dump()))
-        callers[bytes.fromhex(key.digest())] = Caller(key.name, account, allowed(key.models, config.models))
-    anonymous = Caller("anonymous", limiter.account("anonymous", Limits()), None) if config.auth == "none" else None
     server = config.server
     return Policy(
-        Keyring(callers, anonymous),
+        make_keyring(config, limiter, known),
         models,
         server.max_body_bytes,
         server.body_timeout,

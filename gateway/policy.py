@@ -3,13 +3,13 @@
 `Policy` is read once per request and replaced whole by a reload. `Resources` outlive reloads.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from engines.types import FleetView
 from gateway.auth import Keyring
-from gateway.limits.base import Limiter
+from gateway.limits.base import Limiter, Price
 from gateway.observe.logs import AccessLog
 from gateway.observe.metrics import Metrics, ModelMetrics
 from gateway.relay import Ticker
@@ -33,6 +33,7 @@ class Model:
     estimator: PromptEstimator
     answers: AnswerLengths
     metrics: ModelMetrics
+    price: Price | None = None  # None: for free
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +78,7 @@ class Gateway:
     limiter: Limiter
     metrics: Metrics
     access_log: AccessLog
+    note_usage: Callable[[tuple[object, ...]], None] | None = None  # takes a `UsageRow` without its id; never blocks
     ticker: Ticker = field(default_factory=Ticker)
     draining: bool = False  # on its way out: not ready, and connections are told to close
     refusing: bool = False  # new requests too are told to go elsewhere

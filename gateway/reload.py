@@ -19,6 +19,7 @@ FIXED = (
     ("server", "workers"),
     ("server", "admin_listen"),
     ("store",),
+    ("retention_days",),
     ("limiter",),
 )
 

@@ -6,7 +6,7 @@ import time
 from engines.types import ReplicaState
 from gateway.errors import Fault, GatewayError, draining
 from gateway.head import fresh_id
-from gateway.limits.base import Lease, Refused, Standing
+from gateway.limits.base import FREE, Lease, Refused, Standing
 from gateway.limits.headers import limit_headers
 from gateway.observe.logs import AccessRecord
 from gateway.observe.metrics import Histogram
@@ -19,6 +19,7 @@ from gateway.usage import prompt, tokens
 from gateway.usage.trail import Trail
 from gateway.wire import errors as wire_errors
 
+NOTHING = Usage()
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; never sent, only counted
 
 
@@ -56,14 +57,14 @@ class Run:
         """Stage 4. Raises `GatewayError` rate_limit_exceeded."""
         assert self.caller is not None
         account = self.caller.account
-        counter = model.counter if account.limits.tokens_per_minute is not None else None
+        counter = model.counter if account.counts_tokens else None
         if counter is not None and call.size > tokens.BIG:
             self.prompt_tokens = await asyncio.to_thread(prompt.count, counter, model.estimator, call)
         else:
             self.prompt_tokens = prompt.count(counter, model.estimator, call)
         answer = call.max_tokens if call.max_tokens is not None else model.answers.expected()
         try:
-            lease = await self.gateway.limiter.admit(account, self.prompt_tokens, answer)
+            lease = await self.gateway.limiter.admit(account, self.prompt_tokens, answer, model.price or FREE)
         except Refused as refused:
             self.standing = refused.standing
             self.gateway.metrics.key(self.caller.name).rejections[refused.limit] += 1
@@ -144,12 +145,14 @@ class Run:
 
     def settle(self) -> None:
         """Stage 8. Runs in every way out."""
-        usage = self.usage()
+        usage, cost = self.usage(), 0
+        if usage is not None and self.model is not None and self.model.price is not None:
+            cost = self.model.price.cost(*usage)
         if self.lease is not None:
-            self.lease.settle(None if usage is None and self.refundable else sum(usage[:2]) if usage else 0)
+            self.lease.settle(None if usage is None and self.refundable else sum(usage[:2]) if usage else 0, cost)
         if usage is not None:
             self.learn(usage)
-        self.record(self.outcome(usage))
+        self.record(self.outcome(usage), cost)
 
     @property
     def refundable(self) -> bool:
@@ -198,15 +201,35 @@ class Run:
         state = "engine_failed" if error.fault is Fault.ENGINE else "refused" if self.lease is None else "error"
         return Outcome(self.status, state, error.code, usage, replica, ttft, len(self.tried))  # type: ignore[arg-type]
 
-    def record(self, outcome: Outcome) -> None:
+    def record(self, outcome: Outcome, cost: int) -> None:
         head, gateway = self.head, self.gateway
         seconds = time.monotonic() - self.arrived
         metrics = self.model.metrics if self.model is not None else gateway.metrics.other_model
         metrics.request(head.endpoint.path, outcome.status, seconds)
-        usage = outcome.usage
+        usage, at = outcome.usage, time.time() - seconds
+        if gateway.note_usage is not None and self.caller is not None:
+            gateway.note_usage(
+                (
+                    at,
+                    self.request_id,
+                    self.caller.id,
+                    self.caller.team,
+                    self.model.name if self.model is not None else "",
+                    head.endpoint.path,
+                    outcome.status,
+                    outcome.state,
+                    outcome.error,
+                    outcome.replica,
+                    *(usage or NOTHING),
+                    cost,
+                    outcome.ttft,
+                    seconds,
+                    outcome.attempts,
+                )
+            )
         gateway.access_log.append(
             AccessRecord(
-                time.time() - seconds,
+                at,
                 self.request_id,
                 self.caller.name if self.caller is not None else None,
                 self.call.model if self.call is not None else None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import resource
@@ -9,8 +10,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Coroutine, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
@@ -18,12 +20,13 @@ import uvloop
 
 from engines.fleet import Fleet
 from engines.types import EngineEvent, EventKind, ReplicaState
-from gateway.admin.context import Admin, ReloadFailedError
+from gateway.admin.context import Admin, Prices, ReloadFailedError
 from gateway.admin.guard import AdminKey
 from gateway.admin.live import make_pulse
 from gateway.admin.recent import Recent
 from gateway.app import Asgi, Console, make_app
-from gateway.compose import Memory, admin_digest, make_policy, sources
+from gateway.books import Books, wanted
+from gateway.compose import Memory, admin_digest, make_keyring, make_policy, sources
 from gateway.config.load import load
 from gateway.config.schema import Config, ServerConfig, listen_address
 from gateway.config.watch import watch
@@ -35,7 +38,6 @@ from gateway.observe.loop import sample_loop_lag
 from gateway.observe.metrics import Metrics
 from gateway.policy import Gateway
 from gateway.reload import Reloader, needs_restart, overridden
-from gateway.store.db import Store
 from gateway.upstream.client import EngineClient
 
 log = structlog.get_logger("penstock")
@@ -97,17 +99,17 @@ class Process:
             on_event=on_engine_event,
             open_requests=client.open,
         )
-        self._store = Store(self._config.store)
         recent = Recent()
         self._memory.prepare(self._config)
         self._gateway = gateway = Gateway(
-            policy=make_policy(self._config, self._memory, self._limiter, metrics),
+            policy=make_policy(self._config, self._memory, self._limiter, metrics, None),
             fleet=self._fleet,
             client=client,
             limiter=self._limiter,
             metrics=metrics,
             access_log=AccessLog(tap=recent.extend),
         )
+        self._books = Books(self._config.store, self._limiter, self._rekey)
         self._admin_key = AdminKey(admin_digest(self._config))
         self._reloader = Reloader(self._read, self._apply, metrics)
         admin = Admin(
@@ -118,9 +120,9 @@ class Process:
             str(self._path),
             config=lambda: self._config.model_dump(mode="json"),
             reload=self._reloader.reload,
-            prices=lambda _: None,
-            store=self._store,
-            sync=self._sync,
+            prices=self._prices,
+            store=self._books.store,
+            sync=self._books.sync,
             use=self._limiter.use,
         )
         self._pulse = pulse = make_pulse(admin)
@@ -142,6 +144,7 @@ class Process:
             background.append(asyncio.create_task(watch(self._path, self._reload)))
         gateway.access_log.start()
         gateway.ticker.start()
+        await self._keep_books()
         await self._fleet.start()
         gc.collect()
         gc.freeze()  # what is here now stays: no collection needs to look at it again
@@ -164,7 +167,7 @@ class Process:
             gateway.client.close()
             await self._fleet.stop()
             await gateway.access_log.stop()
-            await self._store.close()
+            await self._books.stop()
         log.info("stopped")
         return 0
 
@@ -277,7 +280,10 @@ class Process:
     # ---- reload
 
     def _on_sighup(self) -> None:
-        task = asyncio.create_task(self._reload())
+        self._spawn(self._reload())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -286,8 +292,27 @@ class Process:
         with contextlib.suppress(ReloadFailedError):
             await self._reloader.reload()
 
-    async def _sync(self) -> None:
-        pass
+    # ---- the store
+
+    async def _keep_books(self) -> None:
+        """From now on, if the config wants it."""
+        if self._gateway.note_usage is None and wanted(self._config):
+            self._gateway.note_usage = self._books.open(self._config.retention_days)
+            self._rekey()
+            await self._books.start()
+
+    @property
+    def _known(self) -> Books | None:
+        return self._books if self._gateway.note_usage is not None else None
+
+    def _rekey(self) -> None:
+        """Brings the store's keys into force as they are known and valid now."""
+        keyring = make_keyring(self._config, self._limiter, self._known)
+        self._gateway.policy = dataclasses.replace(self._gateway.policy, keyring=keyring)
+
+    def _prices(self, model: str) -> Prices | None:
+        found = self._gateway.policy.models.get(model)
+        return None if found is None or found.price is None else Prices(*found.price)
 
     def _read(self) -> Config:
         config = overridden(load(self._path, os.environ), self._given)
@@ -296,7 +321,7 @@ class Process:
 
     def _apply(self, config: Config) -> list[str]:
         """Builds all that can fail, and swaps then."""
-        policy = make_policy(config, self._memory, self._limiter, self._gateway.metrics)
+        policy = make_policy(config, self._memory, self._limiter, self._gateway.metrics, self._known)
         notes = needs_restart(self._config, config)
         self._limiter.sweep()
         self._gateway.policy = policy
@@ -306,6 +331,7 @@ class Process:
             server.config.timeout_keep_alive = int(config.server.idle_timeout)
         notes += self._fleet.update(sources(config))
         self._config = config
+        self._spawn(self._keep_books())
         return notes
 
 

@@ -52,7 +52,7 @@ class Caller(NamedTuple):
     name: str  # the key's name: label and log
     account: "Account"
     models: frozenset[str] | None  # names and aliases that the key may use; None: all
-    id: str = ""  # of the key, for the ledger: "key_…", or "config:NAME"
+    id: str = "anonymous"  # of the key, for limits and usage: "key_…", or "config:NAME"
     team: str | None = None  # the team's id
 
 

@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "gateway.__main__",
             "gateway.app",
             "gateway.bench",
+            "gateway.books",
             "gateway.cli",
             "gateway.compose",
             "gateway.config.watch",
@@ -83,6 +84,7 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "gateway.app": ("gateway.runtime",),
     "gateway.runtime": (
         "gateway.app",
+        "gateway.books",
         "gateway.compose",
         "gateway.config.watch",
         "gateway.listen",
@@ -102,6 +104,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 # Config stops at the composition root.
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "gateway.config": (
+        "gateway.books",
         "gateway.cli",
         "gateway.compose",
         "gateway.config.watch",

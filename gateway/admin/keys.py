@@ -145,7 +145,7 @@ class Book:
             revoked_at=None,
             status="active",
             source="config",
-            now=self._used(one["name"], one["name"], Limits(**one["limits"])),
+            now=self._used(f"{FROM_CONFIG}{one['name']}", one["name"], Limits(**one["limits"])),
         )
 
     def show(self, record: KeyRecord) -> KeyShown:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -172,10 +173,22 @@ def _no_media_hosts(value: list[str]) -> list[str]:
 
 
 def _store(value: str) -> str:
-    if value.startswith(("postgresql://", "postgres://")):
-        raise ValueError("postgresql is not supported yet; only sqlite:///FILE is")
-    if not value.startswith("sqlite:///") or value == "sqlite:///":
-        raise ValueError("must be sqlite:///FILE")
+    wanted = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+    if value.startswith("sqlite:///") and value != "sqlite:///" and "?" not in value:
+        return value
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ValueError(wanted)
+    try:
+        parts = urlsplit(value)
+        options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+        host = parts.hostname or options.get("host")
+        valid = host and parts.path.strip("/") and "/" not in parts.path[1:] and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(wanted)
+    if unknown := sorted(options.keys() - {"sslmode", "host", "port"}):
+        raise ValueError(f"has the option '{unknown[0]}'; allowed are: sslmode, host, port")
     return value
 
 
@@ -254,6 +267,19 @@ class LimitsConfig(_Section):
     )
 
 
+class PriceConfig(_Section):
+    """What tokens cost, in whatever money: it is only added up, and compared with budgets."""
+
+    prompt: float = Field(ge=0, le=1_000_000, description="For a million prompt tokens.")
+    completion: float = Field(ge=0, le=1_000_000, description="For a million tokens of answers.")
+    cached: float | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="For a million prompt tokens that were found in the prefix cache; null: as other prompt tokens.",
+    )
+
+
 class ModelConfig(_Section):
     """One name that clients may ask for, and the engines that answer. Needs `engine`, `endpoints`, or both."""
 
@@ -293,6 +319,9 @@ class ModelConfig(_Section):
     max_open_requests: Count | None = Field(
         default=None,
         description="Most requests open on this model at the same time; more are refused with 503. null: no limit.",
+    )
+    price: PriceConfig | None = Field(
+        default=None, description="What the model's tokens cost, for usage and for budgets in money; null: nothing."
     )
     allowed_media_hosts: Annotated[list[str], AfterValidator(_no_media_hosts)] = Field(
         default=[], description="Hosts from which media may be fetched. Only empty for now: media come as data: URLs."
@@ -365,7 +394,12 @@ class Config(_Section):
     server: ServerConfig = Field(default=ServerConfig(), description="The socket that clients reach.")
     store: Annotated[str, AfterValidator(_store)] = Field(
         default="sqlite:///penstock.db",
-        description="Database for keys, usage and batches: sqlite:///FILE. Not used yet.",
+        description="Database for keys and usage: sqlite:///FILE (made if it is not there) or "
+        "postgresql://USER:PASSWORD@HOST/DATABASE. Used only if there is an admin_key, or if this is written in the file.",
+    )
+    retention_days: Count | None = Field(
+        default=90,
+        description="Days that the store keeps single requests. Their sums by hour are kept for good. null: for good too.",
     )
     limiter: Annotated[str, AfterValidator(_limiter)] = Field(
         default="memory", description="Where limits are counted. Only memory for now: exact within this process."

@@ -75,7 +75,6 @@ def raised_codes() -> set[str]:
     [
         "limiter: redis://localhost",
         "server: {workers: 2}",
-        "store: postgresql://localhost/penstock",
     ],
 )
 def test_what_is_missing_is_refused(setting: str) -> None:

@@ -13,6 +13,7 @@ ENV = {"KEY": "sk-demo-0123456789", "OTHER": "sk-other-0123456789", "PORT": "808
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 MODELS = "models: {tiny: {endpoints: ['http://h:1']}}\n"  # one line, so that what follows begins in line 2
+STORE = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 OPEN = MODELS + "auth: none\n"  # two lines, and valid
 KEYS = "keys: [{name: a, key: '${KEY}'}]\n"
 
@@ -153,7 +154,7 @@ CASES = [
     case(
         "a field of nobody",
         OPEN + "zzz: 1\n",
-        "3: zzz: unknown field; allowed are: server, store, limiter, admin_key, auth, models, keys",
+        "3: zzz: unknown field; allowed are: server, store, retention_days, limiter, admin_key, auth, models, keys",
     ),
     case("a typo in an engine", "auth: none\nmodels:\n  t:\n    engine:\n      model: m\n      replica: 2\n", "6: models.t.engine.replica: unknown field; did you mean 'replicas'?"),
     case("a field missing in an engine", "auth: none\nmodels:\n  t:\n    engine:\n      replicas: 2\n", "4: models.t.engine.model: is required, and missing"),
@@ -223,8 +224,14 @@ CASES = [
     # --- not yet
     case("redis", OPEN + "limiter: redis://:hunter22@h\n", "3: limiter: redis is not supported yet; only memory is"),
     case("an unknown limiter", OPEN + "limiter: disk\n", "3: limiter: must be memory"),
-    case("postgresql", OPEN + "store: postgresql://u:hunter22@h/d\n", "3: store: postgresql is not supported yet; only sqlite:///FILE is"),
-    case("an unknown store", OPEN + "store: sqlite:///\n", "3: store: must be sqlite:///FILE"),
+    case("postgresql without a database", OPEN + "store: postgresql://u:hunter22@h\n", f"3: store: {STORE}"),
+    case("postgresql nowhere", OPEN + "store: postgresql:///d\n", f"3: store: {STORE}"),
+    case("postgresql on no port", OPEN + "store: postgresql://u:hunter22@h:port/d\n", f"3: store: {STORE}"),
+    case("an option that postgresql has not", OPEN + "store: postgresql://u:hunter22@h/d?sslmod=require\n", "3: store: has the option 'sslmod'; allowed are: sslmode, host, port"),
+    case("a store in no file", OPEN + "store: sqlite:///\n", f"3: store: {STORE}"),
+    case("an unknown store", OPEN + "store: mysql://u:hunter22@h/d\n", f"3: store: {STORE}"),
+    case("a negative price", "auth: none\nmodels:\n  t:\n    endpoints: ['http://h:1']\n    price: {prompt: -1, completion: 1}\n", "5: models.t.price.prompt: must be a number from 0 to 1000000, not -1"),
+    case("a retention of no days", OPEN + "retention_days: 0\n", "3: retention_days: must be a whole number of at least 1, not 0"),
     case("two workers", OPEN + "server: {workers: 2}\n", "3: server.workers: more than 1 worker is not supported yet"),
     case("a port without a host", OPEN + "server: {admin_listen: ':8081'}\n", "3: server.admin_listen: must be HOST:PORT, such as 127.0.0.1:8081 or [::1]:8081; port 0 takes a free one"),
     case("a port beyond all", OPEN + "server: {admin_listen: '127.0.0.1:65536'}\n", "3: server.admin_listen: must be HOST:PORT, such as 127.0.0.1:8081 or [::1]:8081; port 0 takes a free one"),
@@ -421,3 +428,17 @@ def test_junk_gives_nothing_but_faults(text: str) -> None:
 @settings(max_examples=60, deadline=None)
 def test_a_damaged_example_gives_nothing_but_faults(start: int, length: int, junk: str) -> None:
     check_faults(EXAMPLE[:start] + junk + EXAMPLE[start + length :])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///penstock.db",
+        "sqlite:////var/lib/penstock.db",
+        "postgresql://u:p@h/d",
+        "postgres://u@h:5433/d?sslmode=require",
+        "postgresql://u@/d?host=/run/postgresql",
+    ],
+)
+def test_stores(url: str) -> None:
+    assert parse(OPEN + f"store: {url}\n", "p.yaml", {}).store == url
