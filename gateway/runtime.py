@@ -152,11 +152,11 @@ class Process:
         gc.set_threshold(20_000, 20, 20)
         if self._handed_over:
             await self._engines_ready()
-        urls = dict(zip(("url", "admin_url"), map(url, listeners), strict=False))
-        log.info("serving", **urls, models=list(self._config.models), pid=os.getpid())
-        notify("READY=1", os.environ)
         try:
             if not self._told_to_stop.is_set():
+                urls = dict(zip(("url", "admin_url"), map(url, listeners), strict=False))
+                log.info("serving", **urls, models=list(self._config.models), pid=os.getpid())
+                notify("READY=1", os.environ)
                 await asyncio.gather(
                     *(server.serve(sockets=[at]) for server, at in zip(self._servers, listeners, strict=True))
                 )
@@ -205,6 +205,7 @@ class Process:
     async def _engines_ready(self) -> None:
         """Waits until each model has an engine, or will not have one soon: until then, whoever shares the sockets with
         this process takes what comes."""
+        log.info("waiting for the engines before connections are taken", models=list(self._config.models))
         changed = asyncio.Event()
         unsubscribe = self._fleet.subscribe(lambda _: changed.set())
         began = time.monotonic()
@@ -366,7 +367,7 @@ def raise_descriptor_limit() -> None:
 
 def stop_listening(server: uvicorn.Server) -> None:
     """Takes no more connections; those that wait are somebody else's to take."""
-    for one in server.servers:
+    for one in getattr(server, "servers", ()):  # there are none before it has begun to serve
         one.close()
 
 

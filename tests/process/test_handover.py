@@ -151,6 +151,20 @@ async def test_a_gateway_takes_nothing_before_an_engine_is_ready(listener: socke
     listener.close()
 
 
+async def test_a_gateway_that_waits_for_its_engines_can_be_told_to_stop(listener: socket.socket) -> None:
+    async with FakeEngine() as engine:
+        await engine.health(503)
+        gateway = Activated(simple_config(engine.url), listener)
+        entering = asyncio.create_task(gateway.__aenter__())
+        await gateway.logged(lambda line: line["message"].startswith("waiting for the engines"))
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.stopped() == 0
+        with pytest.raises(AssertionError, match="the gateway ended"):
+            await entering
+        await gateway.__aexit__(None, None, None)
+    listener.close()
+
+
 async def test_the_admin_port_is_handed_over_too(listener: socket.socket) -> None:
     with socket.create_server(("127.0.0.1", 0)) as admin:
         more = "server: {admin_listen: '127.0.0.1:1'}\nadmin_key: sk-admin-0123456789\n"
