@@ -174,6 +174,35 @@ def connections(draw: st.DrawFn) -> list[bytes]:
     return [raw[a:b] for a, b in itertools.pairwise(cuts)]
 
 
+AGAIN = body("again")
+PRIMER = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%b\r\ncontent-length: %d\r\ncontent-type: application/json\r\n\r\n%b"
+    % (AUTHORIZATION, len(AGAIN), AGAIN)
+)
+
+
+@st.composite
+def variations(draw: st.DrawFn) -> bytes:
+    """Of a request that the connection has seen before."""
+    data = body("again", "x" * draw(st.integers(0, 200)))
+    lengths = [b"%d" % len(data), b"0%d" % len(data), b"%d " % len(data), b"+%d" % len(data), b"%d" % (len(data) + 5)]
+    lengths += [b"", b"5, %d" % len(data), b"%020d" % len(data), b"0x%x" % len(data), b"%d\r\nx: y" % len(data)]
+    lengths += [
+        b"%d\r\ncontent-length: 5" % len(data),
+        b"%d\r\ntransfer-encoding: chunked" % len(data),
+        b"\t%d" % len(data),
+    ]
+    length = draw(st.sampled_from(lengths) | st.just(lengths[0]))
+    raw = PRIMER.replace(b"content-length: %d" % len(AGAIN), b"content-length: " + length).replace(AGAIN, data)
+    if draw(st.booleans()):
+        at = draw(st.integers(0, len(raw)))
+        piece = draw(
+            st.sampled_from([b"", b"\r", b"\n", b"\r\n", b"\x00", b" ", b":", b"0", b"x: content-length: 5\r\n"])
+        )
+        raw = raw[:at] + piece + raw[at + draw(st.integers(0, 2)) :]
+    return raw + draw(st.sampled_from([b"", b"", SMUGGLED, b"\r\n", b"GET / HTTP/1.1\r\n"]))
+
+
 # ---- a client, in a thread: Hypothesis does not await
 
 
@@ -184,11 +213,17 @@ def connected(gateway: Penstock) -> Iterator[socket.socket]:
         yield sock
 
 
-def exchange(gateway: Penstock, pieces: list[bytes], quiet: float) -> bytes:
+def exchange(gateway: Penstock, pieces: list[bytes], quiet: float, primed: int = 0) -> bytes:
     """Everything that comes back until the gateway closes, which it does at the latest when there is nothing more to wait
-    for: after `quiet` seconds the client says so. Raises TimeoutError: that is a hang."""
+    for: after `quiet` seconds the client says so. Raises TimeoutError: that is a hang. `primed`: so many pieces are each
+    answered before the next is sent."""
     came = b""
     with connected(gateway) as sock:
+        for number, piece in enumerate(pieces[:primed], 1):
+            sock.sendall(piece)
+            while len(parse(came)[0]) < number:
+                came += sock.recv(1 << 16)
+        pieces = pieces[primed:]
         try:
             for piece in pieces:
                 sock.sendall(piece)
@@ -289,9 +324,11 @@ def judge_answers(came: bytes) -> list[Answer]:
     return answers
 
 
-def judge(gateway: Penstock, engine: FakeEngine, pieces: list[bytes], quiet: float = QUIET) -> list[Answer]:
+def judge(
+    gateway: Penstock, engine: FakeEngine, pieces: list[bytes], quiet: float = QUIET, primed: int = 0
+) -> list[Answer]:
     engine._call("POST", "/fake/reset", None, 0)
-    answers = judge_answers(exchange(gateway, pieces, quiet))
+    answers = judge_answers(exchange(gateway, pieces, quiet, primed))
     seen = engine._call("GET", "/fake/stats", None, 0)["last"]
     judge_engine(seen, b"".join(pieces))
     assert len(seen) >= sum(answer.status == 200 and b"chatcmpl-" in answer.body for answer in answers)
@@ -317,6 +354,19 @@ async def test_spoilt_requests(served: Served) -> None:
 
     await asyncio.to_thread(check)
     assert (await served.gateway.chat(max_tokens=1)).status == 200
+    assert faults(served.gateway) == []
+
+
+@pytest.mark.usefixtures("edge_only")
+async def test_spoilt_after_good_ones(served: Served) -> None:
+    """A head that a connection has seen before is not read again: it must be the same one indeed."""
+
+    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    @given(st.lists(variations(), min_size=1, max_size=2))
+    def check(raw: list[bytes]) -> None:
+        judge(served.gateway, served.engine, [PRIMER, PRIMER, *raw], primed=2)
+
+    await asyncio.to_thread(check)
     assert faults(served.gateway) == []
 
 
