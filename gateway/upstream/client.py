@@ -148,6 +148,10 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     @property
+    def connected(self) -> bool:
+        return self._transport is not None
+
+    @property
     def usable(self) -> bool:
         """An idle connection whose last answer has ended."""
         return self._whole and self._transport is not None and not self._transport.is_closing()
@@ -305,7 +309,10 @@ class Pool:
         self.open += 1
         try:
             # A task of its own, because `asyncio.timeout` needs one.
-            return await asyncio.get_running_loop().create_task(self._dial())
+            made = await asyncio.get_running_loop().create_task(self._dial())
+            if not made.connected:  # an engine that dies closes what it has just accepted
+                raise ConnectionResetError("closed at once")
+            return made
         except (OSError, TimeoutError) as e:
             self.open -= 1
             raise Unreachable(str(e) or "timed out") from None
