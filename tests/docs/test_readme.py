@@ -330,6 +330,6 @@ def test_scripts_and_links_are_there() -> None:
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
 
 
-@pytest.mark.parametrize("script", ["run", "test", "setup-engine", "setup-tools", "make-models"])
+@pytest.mark.parametrize("script", ["run", "test", "setup-engine", "setup-tool", "make-models"])
 async def test_scripts_tell_what_they_do(script: str, folder: Path) -> None:
     assert f"scripts/{script}" in await output(f"{ROOT}/scripts/{script} --help", folder)

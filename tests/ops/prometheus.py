@@ -1,4 +1,4 @@
-"""A real Prometheus for the length of an `async with`, and promtool: from .tools/ (scripts/setup-tools), else the PATH."""
+"""A real Prometheus for the length of an `async with`, and promtool: from .tools/bin (scripts/setup-tool), else the PATH."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ import pytest
 
 from tests.served import DEADLINE, ROOT
 
-_TOOLS = ROOT / ".tools/prometheus/usr/bin"
+_TOOLS = ROOT / ".tools/bin"
 CONFIG = ROOT / "configs/prometheus/prometheus.yml"
 ALERTS = ROOT / "configs/prometheus/alerts.yml"
 
@@ -24,7 +24,7 @@ ALERTS = ROOT / "configs/prometheus/alerts.yml"
 def program(name: str) -> str:
     found = shutil.which(name, path=str(_TOOLS)) or shutil.which(name)
     if found is None:
-        pytest.skip(f"there is no {name}; scripts/setup-tools says why")
+        pytest.skip(f"there is no {name}; scripts/setup-tool --unpack prometheus says why")
     return found
 
 
