@@ -5,13 +5,16 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from gateway.config.schema import Config
 from gateway.limits.memory import MemoryLimiter
 from gateway.store.base import KeyRecord, StoreError, TeamRecord
-from gateway.store.db import Store, sqlite_file
 from gateway.store.watch import Watch
 from gateway.usage.ledger import Ledger
+
+if TYPE_CHECKING:
+    from gateway.store.db import Store
 
 SPOOL = Path(".penstock")  # beside the logs of engines
 
@@ -23,17 +26,35 @@ def wanted(config: Config) -> bool:
 
 def spool_folder(url: str) -> Path:
     """Where rows of usage wait: beside a database file, as one disk holds both; else in the working directory."""
+    from gateway.store.db import sqlite_file  # noqa: PLC0415 - as below
+
     file = sqlite_file(url)
     if file is not None:
         return file.with_name(file.name + ".spool")
     return SPOOL / f"usage-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
+class _Later:
+    """A store that is made when it is first asked for something: what it is built on takes 25 MB, and a gateway whose keys are
+    all in its file has no use for it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._made: Store | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            from gateway.store.db import Store  # noqa: PLC0415 - this is the point
+
+            self._made = Store(self._url)
+        return getattr(self._made, name)
+
+
 class Books:
     """`store` does nothing before it is first used. `known` is what keyrings are made of."""
 
     def __init__(self, url: str, limiter: MemoryLimiter, on_change: Callable[[], None]) -> None:
-        self.store = Store(url)
+        self.store = cast("Store", _Later(url))
         self._url = url
         self._limiter = limiter
         self._watch = Watch(self.store, on_change)

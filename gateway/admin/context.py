@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
@@ -14,7 +14,9 @@ from gateway.admin.recent import Recent
 from gateway.limits.memory import Use
 from gateway.policy import Gateway
 from gateway.store.base import AuditEntry, StoreError
-from gateway.store.db import Store
+
+if TYPE_CHECKING:
+    from gateway.store.db import Store
 
 log = structlog.get_logger("penstock")
 
@@ -45,7 +47,7 @@ class Admin:
     ]  # the config in force as plain values, secrets and all: only `masked` is shown
     reload: Callable[[], Awaitable[list[str]]]  # returns what an operator should know; raises ReloadFailedError
     prices: Callable[[str], Prices | None]  # of a model, by name or alias
-    store: Store
+    store: "Store"
     sync: Callable[[], Awaitable[None]]  # what the store holds of keys and teams takes effect in this process
     use: Callable[[str], Use | None]  # how the account of a key or team stands, by its id
 

@@ -5,13 +5,15 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from gateway.keys import next_change
 from gateway.store.base import KeyRecord, StoreError, TeamRecord
-from gateway.store.db import Store
+
+if TYPE_CHECKING:
+    from gateway.store.db import Store
 
 log = structlog.get_logger("penstock")
 
@@ -25,7 +27,7 @@ class Watch:
 
     def __init__(
         self,
-        store: Store,
+        store: "Store",
         on_change: Callable[[], None],
         *,
         interval: float = INTERVAL,

@@ -4,14 +4,16 @@ import asyncio
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from gateway.limits.memory import MemoryLimiter, has_news
 from gateway.store.base import Owner, StoreError
-from gateway.store.db import Store
 from gateway.store.journal import Journal
+
+if TYPE_CHECKING:
+    from gateway.store.db import Store
 
 log = structlog.get_logger("penstock")
 
@@ -28,7 +30,7 @@ class Ledger:
     """For one event loop. Whoever holds it must `run` it."""
 
     def __init__(
-        self, store: Store, folder: Path | None, limiter: MemoryLimiter, retention_days: int | None = None
+        self, store: "Store", folder: Path | None, limiter: MemoryLimiter, retention_days: int | None = None
     ) -> None:
         """`folder`: where rows wait for the store; None: in memory. Blocks on the disk for a moment."""
         self._store = store
