@@ -621,7 +621,7 @@ def top(url: Url = DEFAULT_URL, admin_key_file: KeyFile = None, as_json: AsJson 
         for event in to.events():
             if event.name == "figures":
                 _raw(event.raw)
-    elif sys.stdout.isatty():
+    elif sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         live.watch(to)
         return
     else:

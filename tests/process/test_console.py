@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,6 +223,29 @@ async def key_row(gateway: Penstock, key: str) -> dict[str, Any]:
     return found
 
 
+async def test_a_key_is_printed_once_and_works_at_once(gateway: Penstock) -> None:
+    told = await penstock(gateway.url, "keys", "create", "alice", "--owner", "Alice", "--note", "for tests", "--model", "tin*",
+                          "--requests-per-minute", "60", "--budget", "5M tokens/month", "--budget", "2.5 money/day", "--expires", "2d")  # fmt: skip
+    assert told.code == 0
+    secret = told.out.removesuffix("\n")
+    assert re.fullmatch(r"sk-ps-[A-Za-z0-9]{38}", secret), "the key and nothing else, for $(…)"
+    assert told.err.startswith("The key 'alice' is made. Keep it now: ")
+    assert secret not in told.err
+    assert (await gateway.chat(key=secret)).status == 200
+    shown = await key_row(gateway, "alice")
+    assert (shown["owner"], shown["note"], shown["models"]) == ("Alice", "for tests", ["tin*"])
+    assert shown["limits"] == {"requests_per_minute": 60, "tokens_per_minute": None, "parallel_requests": None}
+    assert [(b["amount"], b["unit"], b["period"]) for b in shown["budgets"]] == [
+        (5_000_000, "tokens", "month"),
+        (2.5, "money", "day"),
+    ]
+    assert secret.endswith(shown["last4"])
+    assert timedelta(days=1) < datetime.fromisoformat(shown["expires_at"]) - datetime.now(UTC) <= timedelta(days=2)
+    told_again = await made(gateway, "keys", "list") + await made(gateway, "keys", "show", shown["id"])
+    assert secret not in told_again
+    assert f"…{secret[-4:]}" in told_again
+
+
 async def test_a_key_with_the_name_of_another(gateway: Penstock) -> None:
     told = await penstock(gateway.url, "keys", "create", "test")
     assert (told.code, told.out) == (1, "")
@@ -267,12 +292,79 @@ async def test_a_key_of_the_config_cannot_be_changed(gateway: Penstock) -> None:
         assert "config file" in told.err
 
 
+async def test_a_key_is_rotated_and_revoked(gateway: Penstock) -> None:
+    first = (await made(gateway, "keys", "create", "carol")).strip()
+    told = await penstock(gateway.url, "keys", "rotate", "carol", "--overlap", "10m")
+    second = told.out.strip()
+    assert first != second
+    assert "has a new secret; the old one works until 20" in told.err
+    assert [(await gateway.chat(key=key)).status for key in (first, second)] == [200, 200]
+    third = (await made(gateway, "keys", "rotate", "carol", "--overlap", "0")).strip()
+    assert (await gateway.chat(key=third)).status == 200
+    assert (await gateway.chat(key=second)).status == 401
+    assert await made(gateway, "keys", "revoke", "carol") == "The key 'carol' is revoked.\n"
+    assert (await gateway.chat(key=third)).status == 401
+    assert "carol" not in await made(gateway, "keys", "list", "--status", "active")
+    assert "carol" in await made(gateway, "keys", "list", "--status", "revoked")
+
+
+async def test_a_terminal_is_asked_before_a_key_is_revoked(gateway: Penstock) -> None:
+    secret = (await made(gateway, "keys", "create", "dora")).strip()
+    with terminal(gateway.url, "keys", "revoke", "dora") as shown:
+        await shown.shows(lambda seen: f"Revoke the key 'dora' (…{secret[-4:]}) for good? [y/N]" in seen)
+        shown.type(b"n\n")
+        assert await shown.ends() == 1
+    assert (await gateway.chat(key=secret)).status == 200
+    with terminal(gateway.url, "keys", "revoke", "--yes", "dora") as shown:
+        await shown.shows(lambda seen: "is revoked" in seen)
+        assert await shown.ends() == 0
+    assert (await gateway.chat(key=secret)).status == 401
+
+
 @pytest.mark.parametrize(
     "args", [("show",), ("revoke",), ("rotate",), ("change", "--note", "x")], ids=lambda args: args[0]
 )
 async def test_a_key_that_there_is_not(gateway: Penstock, args: tuple[str, ...]) -> None:
     said = "penstock: there is no key 'tset'; did you mean 'test'?\n"
     assert await penstock(gateway.url, "keys", *args, "tset") == (1, "", said)
+
+
+async def test_teams(gateway: Penstock) -> None:
+    await made(gateway, "teams", "create", "research", "--requests-per-minute", "1", "--note", "R & D")
+    secret = (await made(gateway, "keys", "create", "erin", "--team", "research")).strip()
+    assert [(await gateway.chat(key=secret)).status for _ in range(2)] == [200, 429], "the team's limit is the key's"
+    in_use = await penstock(gateway.url, "teams", "delete", "research")
+    assert (in_use.code, in_use.out) == (1, "")
+    assert "erin" in await made(gateway, "keys", "list", "--team", "research")
+    await made(gateway, "teams", "change", "research", "--clear", "requests-per-minute", "--name", "lab")
+    assert (await gateway.chat(key=secret)).status == 200
+    await made(gateway, "keys", "revoke", "erin")
+    assert await made(gateway, "teams", "delete", "lab") == "The team 'lab' is deleted.\n"
+    assert "lab" not in await made(gateway, "teams", "list")
+    unknown = await penstock(gateway.url, "keys", "create", "frank", "--team", "lab")
+    assert (unknown.code, unknown.out) == (1, "")
+    assert "there is no team 'lab'" in unknown.err
+
+
+async def test_usage(gateway: Penstock) -> None:
+    secret = (await made(gateway, "keys", "create", "gina")).strip()
+    assert (await gateway.chat(key=secret, max_tokens=5)).status == 200
+
+    async def booked() -> bool:
+        answer = json.loads(await made(gateway, "usage", "--by", "key", "--json"))
+        return any(row["key"] == "gina" for row in answer["data"])
+
+    await until(booked)
+    head, *rows = (await penstock(gateway.url, "usage", "--by", "key,model", "--from", "1d")).rows()
+    assert head == ["KEY", "MODEL", "REQUESTS", "ERRORS", "PROMPT", "CACHED", "COMPLETION", "COST"]
+    assert ["gina", "tiny", "1", "0", "1", "0", "5"] in [row[:7] for row in rows]
+    assert rows[-1][0] == "total"
+    as_csv = await made(gateway, "usage", "--by", "key,model", "--csv")
+    assert as_csv.splitlines()[0].split(",")[:3] == ["key", "model", "requests"]
+    assert (await penstock(gateway.url, "usage", "--from", "2020-01-01", "--to", "2020-01-02")).rows() == [
+        ["KEY", *head[2:]],
+        ["total", "0", "0", "0", "0", "0", "0.00"],
+    ]
 
 
 @pytest.mark.parametrize("args", [("--by", "moon"), ("--from", "yesteryear"), ("--csv", "--json")])
