@@ -46,15 +46,16 @@ async def probes(client: Client, count: int) -> list[float]:
     return took
 
 
-async def dribble(gateway: Penstock, beginning: bytes) -> int:
-    """Sends a byte twice a second, until there is an answer. Returns its status."""
+async def dribble(gateway: Penstock, beginning: bytes, crowd: asyncio.Barrier) -> int:
+    """Sends a byte now and then, until there is an answer. Returns its status."""
     async with connect(gateway) as client:
         await client.send(beginning)
+        await crowd.wait()
         reading = asyncio.create_task(client.to_end())
         while not reading.done():
             with contextlib.suppress(ConnectionError):
                 await client.send(b"x")
-            await asyncio.wait({reading}, timeout=0.5)
+            await asyncio.wait({reading}, timeout=1.5)
         [answer], _ = parse(reading.result())
         assert answer.error["code"] == "request_timeout"
         return answer.status
@@ -70,12 +71,14 @@ async def test_500_slow_clients(engine: FakeEngine) -> None:
         await gateway.ready()
         await probes(prober, 100)
         alone, before = await probes(prober, 300), resident(gateway)
-        slow = [asyncio.create_task(dribble(gateway, one)) for one in [head] * 250 + [body] * 150]
+        crowd = asyncio.Barrier(401)
+        slow = [asyncio.create_task(dribble(gateway, one, crowd)) for one in [head] * 250 + [body] * 150]
         for _ in range(100):
             client = await stack.enter_async_context(connect(gateway, limit=1024))
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(unread)
-        await engine.until(streams=100)
+        await engine.until(finished=400 + 100)
+        await crowd.wait()
         beside, during = await probes(prober, 300), resident(gateway)
         assert {await one for one in slow} == {408}
         growth = max(during, resident(gateway)) - before
