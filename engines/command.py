@@ -88,10 +88,29 @@ def world_size(spec: EngineSpec) -> int:
     """How many devices one replica of `spec` runs on."""
     size = 1
     for flag in ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"):
-        value = spec.args.get(flag, spec.args.get(flag.replace("-", "_")))
-        if isinstance(value, int | str) and str(value).isdecimal():
-            size *= max(1, int(value))
+        size *= _argument(spec, flag) or 1
     return size
+
+
+def _argument(spec: EngineSpec, flag: str) -> int | None:
+    """A flag's value, if it is a number above 0."""
+    value = spec.args.get(flag, spec.args.get(flag.replace("-", "_")))
+    return (int(value) or None) if isinstance(value, int | str) and str(value).isdecimal() else None
+
+
+# vLLM's own defaults for its OpenAI server: for each device without GPUs, and the largest of those for GPUs, which depend
+# on the GPU's memory.
+CPU_MAX_NUM_SEQS: Final = 128
+GPU_MAX_NUM_SEQS: Final = 1024
+
+
+def max_num_seqs(spec: EngineSpec, machine: Machine) -> int:
+    """How many requests all replicas of `spec` together work on at once, at most."""
+    ranks = _argument(spec, "data-parallel-size") or 1
+    each = _argument(spec, "max-num-seqs")
+    if each is None:
+        each = GPU_MAX_NUM_SEQS if machine.gpus else CPU_MAX_NUM_SEQS * world_size(spec) // ranks
+    return spec.replicas * ranks * each
 
 
 # Without it, usage does not tell which tokens of a prompt came from the prefix cache.

@@ -57,6 +57,9 @@ class FleetView:
     def of(self, model: str) -> tuple[Replica, ...]:
         return self.replicas.get(model, ())
 
+    def all(self) -> list[Replica]:
+        return [replica for replicas in self.replicas.values() for replica in replicas]
+
     def ready(self, model: str) -> list[Replica]:
         return [r for r in self.of(model) if r.state is ReplicaState.READY]
 

@@ -1,28 +1,38 @@
 """From a config to what the rooms take: the policy, the sources of engines, the admin key."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from engines.command import Machine, max_num_seqs
 from engines.sources import ModelSource
 from gateway.auth import Keyring, digest, store_callers
 from gateway.config.schema import Config, ModelConfig, grants
+from gateway.drive import Event
 from gateway.limits.base import Limits, Price
 from gateway.limits.memory import MemoryLimiter
 from gateway.observe.metrics import Metrics
 from gateway.policy import Model, Policy
+from gateway.resilience.attempts import RetryBudget
+from gateway.resilience.overload import Places
 from gateway.store.base import KeyRecord, TeamRecord
 from gateway.types import Caller
 from gateway.usage.estimate import AnswerLengths, PromptEstimator
 from gateway.usage.tokens import TokenCounter, load_counter
 
+QUEUED_IN_ENGINES = 2  # requests at work for each one that an engine can work on: it must never wait for the next one
+
 
 class Memory:
     """What is known of models beyond one policy: kept by name over reloads."""
 
-    def __init__(self) -> None:
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._places: dict[str, Places[Event]] = {}
+        self._retries: dict[str, RetryBudget] = {}
         self._estimators: dict[str, PromptEstimator] = {}
         self._answers: dict[str, AnswerLengths] = {}
         self._counters: dict[str, TokenCounter | None] = {}
@@ -33,19 +43,24 @@ class Memory:
             self._counter(tokenizer_folder(one))
 
     def model(self, name: str, config: ModelConfig, metrics: Metrics) -> Model:
+        most, most_waiting = bounds(config, self._machine)
         return Model(
             name=name,
             failover=config.failover,
             stall_timeout=config.stall_timeout,
             request_timeout=config.request_timeout,
             failover_wait=config.failover_wait,
-            max_open_requests=config.max_open_requests,
+            max_open_requests=most,
+            max_queue=most_waiting,
+            queue_timeout=config.queue_timeout,
             template_kwargs=frozenset(config.chat_template_kwargs),
             counter=self._counter(tokenizer_folder(config)),
             estimator=self._estimators.setdefault(name, PromptEstimator()),
             answers=self._answers.setdefault(name, AnswerLengths()),
             metrics=metrics.model(name),
             price=price(config),
+            places=self._places.setdefault(name, Places(most, most_waiting)),
+            retries=self._retries.setdefault(name, RetryBudget()),
         )
 
     def _counter(self, folder: str | None) -> TokenCounter | None:
@@ -65,6 +80,18 @@ def price(config: ModelConfig) -> Price | None:
     if found is None:
         return None
     return Price(found.prompt, found.completion, found.prompt if found.cached is None else found.cached)
+
+
+def bounds(config: ModelConfig, machine: Machine) -> tuple[float, int]:
+    """Most requests of a model at work at once (infinite: no limit), and most that wait."""
+    most: float = math.inf
+    if config.max_open_requests is not None:
+        most = config.max_open_requests
+    elif config.engine is not None and not config.endpoints:
+        most = QUEUED_IN_ENGINES * max_num_seqs(config.engine, machine)
+    if config.max_queue is not None:
+        return most, config.max_queue
+    return most, 0 if most == math.inf else int(most)
 
 
 def allowed(patterns: Iterable[str], models: Mapping[str, ModelConfig]) -> frozenset[str] | None:

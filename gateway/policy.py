@@ -9,10 +9,14 @@ from typing import Literal, Protocol
 
 from engines.types import FleetView
 from gateway.auth import Keyring
+from gateway.drive import Event
 from gateway.limits.base import Limiter, Price
 from gateway.observe.logs import AccessLog
 from gateway.observe.metrics import Metrics, ModelMetrics
 from gateway.relay import Ticker
+from gateway.resilience.attempts import RetryBudget
+from gateway.resilience.breaker import Breakers
+from gateway.resilience.overload import Places
 from gateway.upstream.client import EngineClient
 from gateway.usage.estimate import AnswerLengths, PromptEstimator
 from gateway.usage.tokens import TokenCounter
@@ -20,19 +24,24 @@ from gateway.usage.tokens import TokenCounter
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A model of the policy, with what outlives a reload: what its prompts and answers have been like, its metrics."""
+    """A model of the policy, with what outlives a reload: what its prompts and answers have been like, its metrics,
+    who is served and who waits."""
 
     name: str
     failover: Literal["exact", "off"]
     stall_timeout: float  # seconds without a byte in mid-stream
     request_timeout: float  # seconds for a whole request
     failover_wait: float  # seconds that a cut stream waits for a replica to come back
-    max_open_requests: int | None  # more are refused at once; None: the engines queue them
+    max_open_requests: float  # more wait, infinite: the engines queue them
+    max_queue: int  # so many may wait; more are refused at once
+    queue_timeout: float  # seconds that one may wait
     template_kwargs: frozenset[str]  # keys of chat_template_kwargs that clients may set
     counter: TokenCounter | None  # counts prompts with the model's own tokenizer; None: they are estimated
     estimator: PromptEstimator
     answers: AnswerLengths
     metrics: ModelMetrics
+    places: Places[Event]
+    retries: RetryBudget
     price: Price | None = None  # None: for free
 
 
@@ -80,6 +89,7 @@ class Gateway:
     access_log: AccessLog
     note_usage: Callable[[tuple[object, ...]], None] | None = None  # takes a `UsageRow` without its id; never blocks
     ticker: Ticker = field(default_factory=Ticker)
+    breakers: Breakers = field(default_factory=Breakers)
     draining: bool = False  # on its way out: not ready, and connections are told to close
     refusing: bool = False  # new requests too are told to go elsewhere
     requests: set[Open] = field(default_factory=set)

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from engines.types import ReplicaState
+from gateway.drive import Event
 from gateway.errors import Fault, GatewayError, draining
 from gateway.head import fresh_id
 from gateway.limits.base import FREE, Lease, Refused, Standing
@@ -12,6 +13,7 @@ from gateway.observe.logs import AccessRecord
 from gateway.observe.metrics import Histogram
 from gateway.policy import Gateway, Model
 from gateway.relay import StreamRelay, WholeRelay
+from gateway.resilience.attempts import Cause
 from gateway.resilience.resume import MAX_DEATHS, obstacle
 from gateway.routing.models import Plan
 from gateway.types import Call, Caller, Head, Outcome, Sink, Usage, lines
@@ -33,6 +35,10 @@ class Run:
     standing: Standing | None = None
     relay: StreamRelay | WholeRelay | None = None
     error: GatewayError | None = None
+    turn: Event | None = None  # what it waits for in line
+    cause: Cause | None = None  # why its last attempt failed
+    failure: GatewayError | None = None  # what the client hears if no other attempt does better
+    draws = False  # one of the model's retries under way
     trail: Trail | None = None
     prompt_tokens = 0
     client_gone = False
@@ -113,8 +119,9 @@ class Run:
         return True
 
     def give_up(self) -> None:
-        if self.relay is not None:
-            self.relay.happen(draining())
+        waits = self.relay or self.turn
+        if waits is not None:
+            waits.happen(draining())
 
     def sent(self) -> None:
         if not self._sent:
@@ -148,6 +155,8 @@ class Run:
         usage, cost = self.usage(), 0
         if usage is not None and self.model is not None and self.model.price is not None:
             cost = self.model.price.cost(*usage)
+        if self.draws and self.model is not None:
+            self.model.retries.give_back()
         if self.lease is not None:
             self.lease.settle(None if usage is None and self.refundable else sum(usage[:2]) if usage else 0, cost)
         if usage is not None:

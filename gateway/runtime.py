@@ -19,6 +19,7 @@ import uvicorn
 import uvloop
 
 from engines.fleet import Fleet
+from engines.machine import this_machine
 from engines.types import EngineEvent, EventKind, ReplicaState
 from gateway.admin.context import Admin, Prices, ReloadFailedError
 from gateway.admin.guard import AdminKey
@@ -38,6 +39,7 @@ from gateway.observe.loop import sample_loop_lag
 from gateway.observe.metrics import Metrics
 from gateway.policy import Gateway
 from gateway.reload import Reloader, needs_restart, overridden
+from gateway.turn import wake
 from gateway.upstream.client import EngineClient
 
 log = structlog.get_logger("penstock")
@@ -48,6 +50,8 @@ SWEEP = 1.0  # seconds between two looks at all connections
 SWEEP_LIMITS = 60.0  # seconds between two looks at all keys' accounts
 LINGER = 5.0  # seconds in which connections that are handed over may still send a request
 REMOTE_START = 10.0  # seconds that a process with a predecessor waits for endpoints to answer
+# States in which what a replica did still counts: a process that starts anew has a clean slate.
+AT_WORK = (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.DRAINING)
 
 
 def on_engine_event(event: EngineEvent) -> None:
@@ -75,7 +79,8 @@ class Process:
         self._path = path
         self._given = given
         self._watch = watch
-        self._memory = Memory()
+        self._machine = this_machine()
+        self._memory = Memory(self._machine)
         self._limiter = MemoryLimiter()
         self._background: set[asyncio.Task[None]] = set()
         self._stopping: asyncio.Task[None] | None = None
@@ -98,6 +103,7 @@ class Process:
             log_dir=Path(".penstock") / "logs",
             on_event=on_engine_event,
             open_requests=client.open,
+            machine=self._machine,
         )
         recent = Recent()
         self._memory.prepare(self._config)
@@ -110,6 +116,7 @@ class Process:
             access_log=AccessLog(tap=recent.extend),
         )
         self._books = Books(self._config.store, self._limiter, self._rekey)
+        self._fleet.subscribe(lambda view: gateway.breakers.keep(one.id for one in view.all() if one.state in AT_WORK))
         self._admin_key = AdminKey(admin_digest(self._config))
         self._reloader = Reloader(self._read, self._apply, metrics)
         admin = Admin(
@@ -326,6 +333,9 @@ class Process:
         notes = needs_restart(self._config, config)
         self._limiter.sweep()
         self._gateway.policy = policy
+        for model in policy.models.values():
+            for turn in model.places.resize(model.max_open_requests, model.max_queue):
+                wake(turn)
         self._admin_key.digest = admin_digest(config)
         vars(self._timeouts).update(vars(timeouts(config.server)))
         for server in self._servers:

@@ -9,22 +9,22 @@ import structlog
 
 from engines.types import Replica
 from gateway import errors
-from gateway.errors import Fault, GatewayError
+from gateway.errors import GatewayError
 from gateway.failover import take_up
 from gateway.head import judge_head
 from gateway.policy import Gateway, Model
 from gateway.relay import ClientGone, relay
+from gateway.resilience.attempts import MAX_ATTEMPTS
+from gateway.retry import failed, next_replica
 from gateway.routing.balance import pick
 from gateway.routing.models import Plan, plan
 from gateway.run import Run
+from gateway.turn import hand_over, wait_in_line
 from gateway.types import Call, Head, Sink
 from gateway.upstream.client import StaleConnectionError, Unreachable
 from gateway.wire.openai import decode, encode
 
 log = structlog.get_logger("penstock")
-
-MAX_ATTEMPTS = 3
-RETURN_POLL = 0.25  # seconds
 
 Body = bytes | Callable[[], Awaitable[bytes | bytearray]]  # what is there, or a way to wait for it
 
@@ -42,14 +42,24 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
         call = run.call = decode(head.endpoint, body if isinstance(body, bytes) else await body())
         run.ready = time.monotonic()
         made = plan(call, run.caller, policy.models, run.ready)
-        run.model = made.model
-        judge_load(made.model)
-        run.lease = await run.admit(call, made.model)
-        made.model.metrics.inflight += 1
+        model = run.model = made.model
+        places = model.places
+        if places.full:
+            raise errors.overloaded(model.name)
+        run.lease = await run.admit(call, model)
+        if places.open < places.most:
+            places.open += 1
+        else:
+            await wait_in_line(run, model, made.deadline)
+        model.metrics.inflight += 1
         try:
             await attempts(gateway, run, call, made)
         finally:
-            made.model.metrics.inflight -= 1
+            model.metrics.inflight -= 1
+            if places.waiting:
+                hand_over(places)
+            else:
+                places.open -= 1
     except GatewayError as error:
         run.answer(error)
     except ClientGone:
@@ -66,55 +76,34 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
 
 async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) -> None:
     """Pick and attempt, until an answer is whole or can't be had. Free before the first byte, afterwards only by resuming."""
-    model = plan.model
+    model, breakers = plan.model, gateway.breakers
     run.bind(call, plan)
     outcomes, failovers = model.metrics.attempts, model.metrics.failovers
-    failure: GatewayError | None = None
     while len(run.tried) < MAX_ATTEMPTS + run.deaths:
-        replica = pick(gateway.fleet.view.of(model.name), run.tried, gateway.client.open)
-        if replica is None and run.deaths and model.failover_wait:
-            replica = await returning(gateway, model)
+        if run.cause is None:
+            replica = pick(gateway.fleet.view.of(model.name), (), gateway.client.open, breakers)
+        else:
+            replica = await next_replica(gateway, run, model, run.cause)
         if replica is None:
             break
         run.tried.append(replica.id)
+        if breakers.troubled:
+            breakers.picked(replica.id, run, time.monotonic())
         try:
             await attempt(gateway, run, call, replica)
-        except Unreachable:
-            outcomes["unreachable"] += 1
-        except GatewayError as error:
-            outcomes[error.code or "error"] += 1
-            if isinstance(error, errors.EngineStalledError):
-                gateway.fleet.report_stall(replica.id)
-            if error.fault is not Fault.ENGINE or error.status == 504:
-                raise
-            if run.first_byte is not None and not run.resumable():
-                raise
-            failure = error
+        except (Unreachable, GatewayError) as error:
+            failed(gateway, run, model, replica, error)
+        except ClientGone:
+            outcomes["client_gone"] += 1
+            raise
         else:
             outcomes["ok"] += 1
             failovers["resumed"] += run.deaths
+            if breakers.troubled:
+                breakers.succeeded(replica.id, time.monotonic())
             return
-        gateway.fleet.report_failure(replica.id)
     failovers["failed"] += run.deaths > 0
-    raise failure or errors.no_healthy_engine(model.name)
-
-
-def judge_load(model: Model) -> None:
-    """Raises `GatewayError` overloaded: a request that would wait too long is better off elsewhere."""
-    if model.max_open_requests is not None and model.metrics.inflight >= model.max_open_requests:
-        raise errors.overloaded(model.name)
-
-
-async def returning(gateway: Gateway, model: Model) -> Replica | None:
-    """A replica that is ready again (or at last), whichever it is; None if there is none within `failover_wait`."""
-    deadline = time.monotonic() + model.failover_wait
-    await asyncio.sleep(RETURN_POLL)  # what has just died may still look alive
-    while time.monotonic() < deadline:
-        replica = pick(gateway.fleet.view.of(model.name), (), gateway.client.open)
-        if replica is not None:
-            return replica
-        await asyncio.sleep(RETURN_POLL)
-    return None
+    raise run.failure or errors.no_healthy_engine(model.name)
 
 
 async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica) -> None:

@@ -872,6 +872,7 @@ class Settings(NamedTuple):
     pooling: bool
     max_model_len: int
     close_idle: float | None
+    slots: int | None = None
 
 
 class Gone(Exception):  # noqa: N818 - a turn of the script, not a fault
@@ -924,6 +925,7 @@ class Replica:
             "/fake/close-idle": lambda _: self._close_idle(),
             "/fake/exit": lambda wanted: os._exit((wanted or {}).get("code", 0)),
         }
+        self._slots = asyncio.Semaphore(settings.slots) if settings.slots else contextlib.nullcontext()
         self.counts = {"running": 0, "holding": 0}
         self._reset()
 
@@ -1119,9 +1121,11 @@ class Replica:
         self._count(prompt_tokens=sum(map(len, answer.prompts)))
         if asked.get("stream") is True:
             self._count(streams=1)
-            await self._stream(connection, endpoint.events(answer), b, progress, request.path)
+            async with self._slots:
+                await self._stream(connection, endpoint.events(answer), b, progress, request.path)
         else:
-            await self._whole(connection, endpoint.whole(answer), b, len(answer.ids))
+            async with self._slots:
+                await self._whole(connection, endpoint.whole(answer), b, len(answer.ids))
             self._count(completion_tokens=len(answer.ids))
 
     def _behaviour(self, fields: Any) -> Behaviour:
@@ -1332,10 +1336,13 @@ def main() -> None:
     parser.add_argument("--pooling", action="store_true")
     parser.add_argument("--max-model-len", type=int, default=131072)
     parser.add_argument("--close-idle", type=float, metavar="S", help="close connections that idle for S seconds")
+    parser.add_argument(
+        "--slots", type=int, metavar="N", help="answer N requests at a time; more wait (vLLM: max-num-seqs)"
+    )
     parser.add_argument("--watch-stdin", action="store_true", help="exit at the end of stdin")
     args, _ = parser.parse_known_args()  # a supervisor starts it like a real engine, with flags that mean nothing here
     models = args.served_model_name or args.model
-    settings = Settings(models, args.api_key, args.pooling, args.max_model_len, args.close_idle)
+    settings = Settings(models, args.api_key, args.pooling, args.max_model_len, args.close_idle, args.slots)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(run(args.port, settings, args.host, args.watch_stdin))
 

@@ -318,7 +318,16 @@ class ModelConfig(_Section):
     )
     max_open_requests: Count | None = Field(
         default=None,
-        description="Most requests open on this model at the same time; more are refused with 503. null: no limit.",
+        description="Most requests at work on this model at the same time; more wait in a queue. null: twice what its "
+        "engines take at once (max-num-seqs), where Penstock starts all of them; no limit where some run elsewhere.",
+    )
+    max_queue: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Most requests that wait for a place; more are refused with 503 at once. "
+        "null: as many as max_open_requests.",
+    )
+    queue_timeout: Seconds = Field(
+        default=10, description="Seconds that a request waits for a place, before it is refused with 503."
     )
     price: PriceConfig | None = Field(
         default=None, description="What the model's tokens cost, for usage and for budgets in money; null: nothing."

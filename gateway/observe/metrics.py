@@ -72,6 +72,7 @@ class ModelMetrics:
         "inter_token",
         "name",
         "prompt_tokens",
+        "queued",
         "request_seconds",
         "requests",
         "ttft",
@@ -82,6 +83,7 @@ class ModelMetrics:
         self.ttft = Histogram(TTFT)
         self.inter_token = Histogram(INTER_TOKEN)
         self.inflight = 0
+        self.queued = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
@@ -231,6 +233,9 @@ class _Exposition(Collector):
             (((stage,), h) for stage, h in _items(of.overhead)),
         )
         yield _gauge("inflight_requests", "Requests open now.", ("model",), (((m.name,), m.inflight) for m in models))
+        yield _gauge(
+            "queued_requests", "Requests that wait for a place.", ("model",), (((m.name,), m.queued) for m in models)
+        )
         yield _counter(
             "limit_rejections",
             "Requests refused by a limit.",
@@ -239,7 +244,7 @@ class _Exposition(Collector):
         )
         yield _counter(
             "attempts",
-            "Requests sent to engines, retries included.",
+            "Requests sent to engines, retries included; over_budget: retries that were not made.",
             ("model", "outcome"),
             (((m.name, outcome), n) for m in models for outcome, n in _items(m.attempts)),
         )

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from random import random
+from time import monotonic
 
 from engines.types import Replica, ReplicaState
+from gateway.resilience.breaker import Breakers
 
 
 def load(replica: Replica, open_here: int) -> int:
@@ -17,9 +19,17 @@ def pick(
     replicas: Sequence[Replica],
     tried: Sequence[str],
     open_on: Callable[[Replica], int],
+    breakers: Breakers,
+    *,
     chance: Callable[[], float] = random,
+    clock: Callable[[], float] = monotonic,
 ) -> Replica | None:
-    """The ready replica with the least load that has not been tried yet, by chance among equals; None if there is none."""
+    """The ready replica with the least load that has not been tried yet, by chance among equals; None if there is none.
+    One that fails all the time is left out while there is another."""
+    if breakers.troubled:
+        replicas = [r for r in replicas if r.state is ReplicaState.READY and r.id not in tried]
+        blocked = breakers.blocked([r.id for r in replicas], clock())
+        replicas = [r for r in replicas if r.id not in blocked]
     best: Replica | None = None
     best_score = 0.0
     for replica in replicas:

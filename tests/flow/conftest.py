@@ -130,9 +130,14 @@ async def two_replicas(door: str) -> AsyncIterator[Pair]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def pair(two_replicas: Pair) -> Pair:
-    """A shared gateway before two replicas without a past."""
+    """A shared gateway before two replicas without a past, each of which has answered well since its last failure."""
+    gateway, engine = two_replicas
     for replica in (0, 1):
-        await two_replicas.engine.reset(replica)
+        await engine.reset(replica)
+    while not all([(await engine.stats(replica))["finished"] for replica in (0, 1)]):
+        assert (await gateway.chat()).status == 200
+    for replica in (0, 1):
+        await engine.reset(replica)
     return two_replicas
 
 

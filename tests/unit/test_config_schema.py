@@ -40,7 +40,8 @@ def test_a_small_config_has_safe_defaults() -> None:
     assert (config.auth, config.limiter, config.admin_key) == ("keys", "memory", None)
     tiny = config.models["tiny"]
     assert (tiny.failover, tiny.failover_wait, tiny.request_timeout, tiny.stall_timeout) == ("exact", 0, 600, 60)
-    assert (tiny.max_open_requests, tiny.tokenizer, tiny.engine, tiny.aliases) == (None, None, None, [])
+    assert (tiny.max_open_requests, tiny.max_queue, tiny.queue_timeout) == (None, None, 10)
+    assert (tiny.tokenizer, tiny.engine, tiny.aliases) == (None, None, [])
     assert tiny.chat_template_kwargs == ["enable_thinking", "thinking", "reasoning_effort"]
     assert config.keys[0].models == ["*"]
     assert config.keys[0].limits.requests_per_minute is None
@@ -199,7 +200,8 @@ def test_values_of_the_example_that_are_called_defaults_are() -> None:
     small = of(SMALL)
     assert example.server == small.server
     assert (example.store, example.limiter, example.auth) == (small.store, small.limiter, small.auth)
-    for name in ("failover", "failover_wait", "stall_timeout", "request_timeout", "max_open_requests", "tokenizer"):
+    timeouts = ("failover_wait", "stall_timeout", "request_timeout", "queue_timeout")
+    for name in ("failover", *timeouts, "max_open_requests", "max_queue", "tokenizer"):
         assert getattr(example.models["smollm2"], name) == getattr(small.models["tiny"], name)
 
 

@@ -14,6 +14,7 @@ from engines.command import (
     flags,
     interpreters,
     local_model,
+    max_num_seqs,
     names_a_path,
     place,
     world_size,
@@ -21,6 +22,7 @@ from engines.command import (
 from engines.spec import ArgValue, EngineSpec
 
 CPU = Machine(cores=(0, 1))
+GPU = Machine(cores=(0, 1), gpus=("0",))
 
 
 def spec(**fields: Any) -> EngineSpec:
@@ -122,6 +124,25 @@ def test_gpus_are_shared(gpus: str, specs: list[EngineSpec], expected: list[tupl
     placements = place(specs, Machine((0, 1), gpus=tuple(gpus.split())))
     assert [p.gpus for p in placements] == expected
     assert {p.cores for p in placements} == {()}
+
+
+@pytest.mark.parametrize(
+    ("machine", "replicas", "args", "expected"),
+    [
+        (CPU, 1, {}, 128),
+        (CPU, 3, {"max-num-seqs": 8}, 24),
+        (CPU, 1, {"max_num_seqs": "8"}, 8),
+        (CPU, 1, {"tensor-parallel-size": 2}, 256),
+        (CPU, 1, {"tensor-parallel-size": 2, "data-parallel-size": 2}, 512),
+        (CPU, 1, {"max-num-seqs": 8, "tensor-parallel-size": 2, "data_parallel_size": 2}, 16),
+        (GPU, 1, {}, 1024),
+        (GPU, 2, {"tensor-parallel-size": 4}, 2048),
+        (GPU, 1, {"max-num-seqs": 256}, 256),
+        (GPU, 1, {"max-num-seqs": None}, 1024),
+    ],
+)
+def test_max_num_seqs(machine: Machine, replicas: int, args: dict[str, ArgValue], expected: int) -> None:
+    assert max_num_seqs(spec(replicas=replicas, args=args), machine) == expected
 
 
 def test_world_size() -> None:

@@ -21,6 +21,7 @@ CONTRACT = {
     "request_seconds": {"model", "endpoint"},
     "overhead_seconds": {"stage"},
     "inflight_requests": {"model"},
+    "queued_requests": {"model"},
     "limit_rejections_total": {"key", "limit"},
     "attempts_total": {"model", "outcome"},
     "failovers_total": {"model", "outcome"},
