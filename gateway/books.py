@@ -92,10 +92,9 @@ class Books:
             await self._ledger.start()
             self._tasks.append(asyncio.create_task(self._ledger.run()))
 
-    async def sync(self) -> None:
-        """What the store holds of keys and teams takes effect here, unless it is down."""
-        with suppress(StoreError):
-            await self._watch.refresh()
+    async def refresh(self) -> None:
+        """What the store holds of keys and teams is in force here when it returns. Raises `StoreError`."""
+        await self._watch.refresh()
 
     async def stop(self) -> None:
         """After the last request."""

@@ -21,7 +21,7 @@ import uvloop
 from engines.fleet import Fleet
 from engines.machine import this_machine
 from engines.types import EngineEvent, EventKind, ReplicaState
-from gateway.admin.context import Admin, Prices, ReloadFailedError
+from gateway.admin.context import Admin, ReloadFailedError
 from gateway.admin.guard import AdminKey
 from gateway.admin.live import make_pulse
 from gateway.admin.recent import Recent
@@ -127,9 +127,8 @@ class Process:
             str(self._path),
             config=lambda: self._config.model_dump(mode="json"),
             reload=self._reloader.reload,
-            prices=self._prices,
             store=self._books.store,
-            sync=self._books.sync,
+            held=self._books,
             use=self._limiter.use,
         )
         self._pulse = pulse = make_pulse(admin)
@@ -317,10 +316,6 @@ class Process:
         """Brings the store's keys into force as they are known and valid now."""
         keyring = make_keyring(self._config, self._limiter, self._known)
         self._gateway.policy = dataclasses.replace(self._gateway.policy, keyring=keyring)
-
-    def _prices(self, model: str) -> Prices | None:
-        found = self._gateway.policy.models.get(model)
-        return None if found is None or found.price is None else Prices(*found.price)
 
     def _read(self) -> Config:
         config = overridden(load(self._path, os.environ), self._given)

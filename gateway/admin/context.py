@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
@@ -13,7 +13,7 @@ from gateway.admin.guard import AdminKey
 from gateway.admin.recent import Recent
 from gateway.limits.memory import Use
 from gateway.policy import Gateway
-from gateway.store.base import AuditEntry, StoreError
+from gateway.store.base import AuditEntry, KeyRecord, StoreError, TeamRecord
 
 if TYPE_CHECKING:
     from gateway.store.db import Store
@@ -23,12 +23,20 @@ log = structlog.get_logger("penstock")
 WHO: Final = "admin"
 
 
-class Prices(NamedTuple):
-    """Money per million tokens."""
+class Held(Protocol):
+    """The store's keys and teams as this process holds them."""
 
-    prompt: float
-    completion: float
-    cached: float
+    @property
+    def keys(self) -> Mapping[str, KeyRecord]:
+        """By id."""
+        ...
+
+    @property
+    def teams(self) -> Mapping[str, TeamRecord]: ...
+
+    async def refresh(self) -> None:
+        """Whatever anybody has changed by now is held, and in force, when it returns. Raises `StoreError`."""
+        ...
 
 
 class ReloadFailedError(Exception):
@@ -46,9 +54,8 @@ class Admin:
         [], Mapping[str, Any]
     ]  # the config in force as plain values, secrets and all: only `masked` is shown
     reload: Callable[[], Awaitable[list[str]]]  # returns what an operator should know; raises ReloadFailedError
-    prices: Callable[[str], Prices | None]  # of a model, by name or alias
     store: "Store"
-    sync: Callable[[], Awaitable[None]]  # what the store holds of keys and teams takes effect in this process
+    held: Held
     use: Callable[[str], Use | None]  # how the account of a key or team stands, by its id
 
     async def note(self, what: str, target: str, after: object = None) -> None:

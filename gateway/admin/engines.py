@@ -11,7 +11,7 @@ from engines.types import Replica
 from gateway.admin.answers import listing
 from gateway.admin.context import Admin
 from gateway.admin.errors import not_found
-from gateway.admin.shapes import Engines, EngineShown, LogAsked, LogTail, Models, ModelShown, Price
+from gateway.admin.shapes import Engines, EngineShown, LogAsked, LogTail, Models, ModelShown, PriceShown
 from gateway.errors import GatewayError
 from gateway.policy import Model
 
@@ -44,7 +44,7 @@ def engine(admin: Admin, replica: Replica) -> EngineShown:
 
 
 def model(admin: Admin, one: Model, names: Iterable[str]) -> ModelShown:
-    gateway, metrics, prices = admin.gateway, one.metrics, admin.prices(one.name)
+    gateway, metrics, price = admin.gateway, one.metrics, one.price
     return ModelShown(
         name=one.name,
         aliases=[name for name in names if name != one.name],
@@ -52,7 +52,7 @@ def model(admin: Admin, one: Model, names: Iterable[str]) -> ModelShown:
         ready=bool(gateway.fleet.view.ready(one.name)),
         replicas=len(gateway.fleet.view.of(one.name)),
         open_requests=metrics.inflight,
-        price=None if prices is None else Price(**prices._asdict()),
+        price=None if price is None else PriceShown(**price._asdict()),
         requests=sum(metrics.requests.values()),
         prompt_tokens=metrics.prompt_tokens,
         completion_tokens=metrics.completion_tokens,

@@ -59,17 +59,11 @@ def _counted(admin: Admin, owner: str) -> bool:
 
 
 class Book:
-    """Keys and teams as one look at the store found them."""
+    """Keys and teams at one moment."""
 
-    def __init__(
-        self,
-        admin: Admin,
-        keys: Iterable[KeyRecord],
-        teams: Iterable[TeamRecord],
-        spent: Mapping[Owner, Mapping[Period, Spent]],
-    ):
-        self.keys = {record.id: record for record in keys}
-        self.teams = {record.id: record for record in teams}
+    def __init__(self, admin: Admin, spent: Mapping[Owner, Mapping[Period, Spent]]):
+        self.keys = admin.held.keys
+        self.teams = admin.held.teams
         self.now = time.time()
         self._admin = admin
         self._spent = spent
@@ -78,12 +72,13 @@ class Book:
 
     @classmethod
     async def read(cls, admin: Admin) -> "Book":
-        """Raises `StoreError`."""
-        keys, teams = await admin.store.keys(), await admin.store.teams()
+        """With what anybody has changed by now. Raises `StoreError`."""
+        await admin.held.refresh()
+        keys, teams = admin.held.keys.values(), admin.held.teams.values()
         # The limiter knows best, but only of those who may still use something.
         asked: list[Owner] = [("key", one.id) for one in keys if one.budgets and not _counted(admin, one.id)]
         asked += [("team", one.id) for one in teams if one.budgets and not _counted(admin, one.id)]
-        return cls(admin, keys, teams, await admin.store.spent(asked, time.time()) if asked else {})
+        return cls(admin, await admin.store.spent(asked, time.time()) if asked else {})
 
     def key(self, key_id: str) -> KeyRecord:
         """One that may be changed. Raises `GatewayError`."""
@@ -197,7 +192,6 @@ def router(admin: Admin) -> APIRouter:
         return set(admin.gateway.policy.models)
 
     async def answer(key_id: str) -> KeyShown:
-        await admin.sync()
         book = await Book.read(admin)
         return book.show(book.keys[key_id])
 
@@ -281,7 +275,6 @@ def router(admin: Admin) -> APIRouter:
         return await listing(map(book.show_team, sorted(book.teams.values(), key=lambda one: one.name)))
 
     async def team_answer(team_id: str) -> TeamShown:
-        await admin.sync()
         book = await Book.read(admin)
         return book.show_team(book.teams[team_id])
 
@@ -320,7 +313,7 @@ def router(admin: Admin) -> APIRouter:
                     409, "team_in_use", f"The team has {shown.keys} working keys; revoke them or move them first."
                 )
             await written(admin.store.delete_team(team_id, WHO), "team", team_id)
-            await admin.sync()
+            await admin.held.refresh()
         return shown
 
     return api

@@ -1,15 +1,16 @@
 """What happens now: recent requests, and figures as a stream of events."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import Response
 
+from gateway.admin.accounts import money
 from gateway.admin.answers import listing
-from gateway.admin.context import Admin, Prices
+from gateway.admin.context import Admin, Held
 from gateway.admin.errors import printable
 from gateway.admin.figures import Look, look, rates
 from gateway.admin.pulse import Pulse
@@ -27,6 +28,7 @@ from gateway.admin.shapes import (
     iso_milliseconds,
 )
 from gateway.observe.logs import AccessRecord
+from gateway.policy import Model
 
 
 def make_pulse(admin: Admin) -> Pulse[Figures]:
@@ -95,23 +97,30 @@ def wanted(asked: RequestsAsked, record: AccessRecord) -> bool:
     )
 
 
-def cost(prices: Prices | None, prompt: int, completion: int, cached: int) -> float | None:
-    """In money; None for a model without a price. Cached tokens are part of the prompt."""
-    if prices is None:
+def cost(model: Model | None, record: AccessRecord) -> float | None:
+    """In money; None where no price is known, or no engine worked on it."""
+    if model is None or model.price is None or record.prompt_tokens is None:
         return None
-    total = (prompt - cached) * prices.prompt + cached * prices.cached + completion * prices.completion
-    return round(total / 1_000_000, 9)
+    return money(model.price.cost(record.prompt_tokens, record.completion_tokens or 0, record.cached_tokens or 0))
 
 
-def shown(entry: Entry, admin: Admin) -> RequestShown:
+def teams_of_keys(held: Held) -> dict[str, str]:
+    """The teams' names by the keys' names; of keys that have one name, the newest counts."""
+    return {
+        key.name: held.teams[key.team_id].name
+        for key in sorted(held.keys.values(), key=lambda key: key.created_at)
+        if key.team_id is not None and key.team_id in held.teams
+    }
+
+
+def shown(entry: Entry, models: Mapping[str, Model], teams: Mapping[str, str]) -> RequestShown:
     record = entry.record
-    priced = admin.prices(record.model) if record.model is not None and record.prompt_tokens is not None else None
     return RequestShown(
         seq=entry.seq,
         id=record.request_id,
         time=iso_milliseconds(record.time),
         key=record.key,
-        team=None,
+        team=teams.get(record.key or ""),
         model=None if record.model is None else printable(record.model, 256),
         endpoint=record.endpoint,
         replica=record.replica,
@@ -124,7 +133,7 @@ def shown(entry: Entry, admin: Admin) -> RequestShown:
         ttft_ms=None if record.ttft is None else round(record.ttft * 1000, 3),
         duration_ms=round(record.duration * 1000, 3),
         attempts=record.attempts,
-        cost=cost(priced, record.prompt_tokens or 0, record.completion_tokens or 0, record.cached_tokens or 0),
+        cost=cost(models.get(record.model or ""), record),
     )
 
 
@@ -135,7 +144,8 @@ def router(admin: Admin, pulse: Pulse[Figures]) -> APIRouter:
     async def requests(asked: Annotated[RequestsAsked, Query()]) -> Response:
         """The newest requests first; never what they said. `before`: the `seq` to go on from."""
         found = admin.recent.select(lambda record: wanted(asked, record), asked.limit, asked.before)
-        return await listing(shown(entry, admin) for entry in found)
+        models, teams = admin.gateway.policy.models, teams_of_keys(admin.held)
+        return await listing(shown(entry, models, teams) for entry in found)
 
     @api.get(
         "/events",

@@ -91,7 +91,7 @@ class AuditAsked(Asked):
 # ---- models and engines
 
 
-class Price(Said):
+class PriceShown(Said):
     """Money per million tokens, in the unit of the config."""
 
     prompt: float
@@ -106,7 +106,7 @@ class ModelShown(Said):
     ready: bool
     replicas: int
     open_requests: int
-    price: Price | None
+    price: PriceShown | None
     requests: int = Field(description="Since the process started.")
     prompt_tokens: int
     completion_tokens: int

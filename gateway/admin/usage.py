@@ -142,8 +142,8 @@ def router(admin: Admin) -> APIRouter:
         start, end = period(asked, time.time())
         groups: list[Any] = asked.group_by.split(",")
         found = await admin.store.usage(start, end, groups)
-        names = {key.id: key.name for key in await admin.store.keys()}
-        names |= {team.id: team.name for team in await admin.store.teams()}
+        names = {key.id: key.name for key in admin.held.keys.values()}
+        names |= {team.id: team.name for team in admin.held.teams.values()}
         data = rows(found, groups, lambda group, member: called(group, member, names))
         if asked.format == "csv":
             name = f"usage-{iso(start)[:10]}-{iso(end)[:10]}.csv"

@@ -10,15 +10,17 @@ ENGINE_KEY = "sk-engine-0123456789"
 PROMPT = "what nobody but the engine may read"
 
 
-def config(*urls: str, server: str = "{}", admin: str = ADMIN) -> str:
+def config(*urls: str, server: str = "{}", admin: str = ADMIN, store: str = "sqlite:///penstock.db") -> str:
     return f"""\
 server: {server}
+store: {store}
 admin_key: {admin}
 models:
   tiny:
     aliases: [default]
     endpoints: [{", ".join(f'"{url}"' for url in urls)}]
     engine_api_key: {ENGINE_KEY}
+    price: {{prompt: 100000, completion: 200000}}
   org/other: {{endpoints: ["{urls[0]}"], failover: "off", engine_api_key: {ENGINE_KEY}}}
 keys:
   - {{name: test, key: {KEY}, models: ["*"]}}

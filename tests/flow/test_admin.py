@@ -118,12 +118,12 @@ async def test_models(admin: Penstock) -> None:
         "ready": True,
         "replicas": 1,
         "open_requests": 0,
-        "price": None,
+        "price": {"prompt": 100_000, "completion": 200_000, "cached": 100_000},
         "requests": 1,
         "prompt_tokens": 1,
         "completion_tokens": 2,
     }
-    assert (other["name"], other["failover"]) == ("org/other", "off")
+    assert (other["name"], other["failover"], other["price"]) == ("org/other", "off", None)
 
 
 async def test_engines(admin: Penstock, chat: FakeEngine) -> None:
@@ -188,6 +188,7 @@ async def test_recent_requests(chat: FakeEngine, start: Start) -> None:
     assert len(no_model["model"]) < 400
     assert (stream["model"], stream["replica"], stream["key"], stream["team"]) == ("default", "tiny/0", "test", None)
     assert (stream["prompt_tokens"], stream["completion_tokens"], stream["attempts"]) == (len(PROMPT.split()), 3, 1)
+    assert (stream["cost"], unknown["cost"]) == (1.3, None)
     assert 0 < stream["ttft_ms"] <= stream["duration_ms"] < 10_000
     assert whole["time"].startswith("20")
     assert whole["time"].endswith("Z")
