@@ -176,9 +176,10 @@ class Managed:
     async def do(self, fault: Fault) -> None:
         with contextlib.suppress(psutil.NoSuchProcess, ValueError):  # it has just died of the fault before
             processes = self._processes()
-            named = {p.name(): p for p in processes}
-            wanted = {"kill-core": "EngineCore", "kill-worker": "Worker", "stop": "EngineCore"}.get(fault.kind, "")
-            victim = next((p for name, p in named.items() if wanted in name), processes[-1 if wanted else 0])
+            # EngineCore works without a worker of its own where one is enough.
+            wanted = {"kill-core": ("EngineCore",), "kill-worker": ("Worker", "EngineCore"), "stop": ("EngineCore",)}
+            victims = [p for name in wanted.get(fault.kind, ()) for p in processes if name in p.name()]
+            victim = victims[0] if victims else processes[0]
             victim.send_signal(signal.SIGSTOP if fault.kind == "stop" else signal.SIGKILL)
             await asyncio.sleep(fault.seconds)
 
