@@ -167,6 +167,10 @@ async def test_change_and_rotate(site: Site, open_tab: OpenTab) -> None:
     await page.get_by_role("button", name="I have copied it").click()
     assert MADE_KEY.fullmatch(new)
     assert new != old
+    await page.get_by_role("link", name="Changes").click()
+    newest = page.locator("tbody tr").filter(has_text="turning").first
+    await expect(newest).to_contain_text(new[-4:])
+    await expect(page.locator("tbody tr").filter(has_text="for the night shift")).to_have_count(1)
     for key in (old, new):
         assert (await site.gateway.chat(key=key)).status == 200
 

@@ -7,7 +7,7 @@ from playwright.async_api import Page, expect
 
 from tests.browser.conftest import DESKTOP, PHONE, OpenTab, Site
 
-VIEWS = ("overview", "engines", "keys", "keys/teams", "usage", "requests", "playground")
+VIEWS = ("overview", "engines", "keys", "keys/teams", "keys/changes", "usage", "requests", "playground")
 LONG = "a-name-that-somebody-made-without-a-thought-for-those-who-have-to-read-it-on-a-phone-in-the-underground-"
 
 # Text whose contrast to what lies behind it is below 4.5 : 1 (3 : 1 if it is large), as WCAG 2 AA asks.
@@ -80,6 +80,7 @@ async def settled(page: Page, view: str) -> None:
         "engines": ".card",
         "keys": "tbody tr",
         "keys/teams": ".table",
+        "keys/changes": "tbody tr",
         "usage": ".bars canvas",
         "requests": "tbody tr",
         "playground": ".talk",

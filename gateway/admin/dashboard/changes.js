@@ -17,7 +17,7 @@ export function changesView() {
     columns: [
       { head: "Time", class: "moment", value: (e) => e.time, cell: (time) => h("time", { datetime: time, title: relative(time) }, dateTime(time)) },
       { head: "Who", class: "team", value: (e) => e.who, cell: (who) => h("span", { class: "clip", title: who }, who) },
-      { head: "What", class: "team", value: (e) => e.what, cell: (what) => h("span", { class: "strong" }, what) },
+      { head: "What", class: "team", value: (e) => e.what, cell: (what) => h("span", { class: "strong" }, what.replaceAll("_", " ")) },
       { head: "Of", class: "name", value: (e) => [e.target, nameOf(e)], cell: ([target, name]) => [h("div", { class: "clip" }, name ?? target), name && h("small", { class: "clip" }, target)] },
       { head: "Change", class: "change", value: (e) => differences(e.before, e.after), cell: (parts) => parts.slice(0, 3).map(([field, before, after]) => h("div", { class: "clip" }, `${field}: ${before} → ${after}`)) },
     ],
@@ -50,7 +50,13 @@ function record(value) {
 
 const nameOf = ({ before, after }) => record(after).name ?? record(before).name ?? null;
 
-const said = (value) => (value === undefined || value === null ? "–" : typeof value === "string" ? value : JSON.stringify(value));
+// What is absent, null or empty is the same to a reader.
+function said(value) {
+  if (value === undefined || value === null || value === "") return "–";
+  if (typeof value !== "object") return String(value);
+  if (!Array.isArray(value)) value = Object.fromEntries(Object.entries(value).filter(([, v]) => v !== null));
+  return Object.keys(value).length ? JSON.stringify(value) : "–";
+}
 
 // What differs between two records, field by field. Of something new or gone, what was said of it.
 function differences(before, after) {
@@ -62,7 +68,7 @@ function differences(before, after) {
 function detail(entry) {
   const parts = differences(entry.before, entry.after);
   void open(
-    `${entry.what}: ${nameOf(entry) ?? entry.target}`,
+    `${entry.what.replaceAll("_", " ")}: ${nameOf(entry) ?? entry.target}`,
     (close) => ({
       content: [
         h("p", {}, `${dateTime(entry.time)}, by ${entry.who}, on ${entry.target}`),
