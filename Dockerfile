@@ -20,7 +20,7 @@ FROM vllm/vllm-openai:v0.33.0 AS engine
 RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
     --mount=type=bind,from=wheel,source=/wheels,target=/tmp/wheels \
     python3 -m venv /opt/penstock \
-    && /opt/penstock/bin/pip install --no-cache-dir --require-hashes -r /tmp/requirements.lock \
+    && /opt/penstock/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.lock \
     && /opt/penstock/bin/pip install --no-cache-dir --no-deps /tmp/wheels/*.whl \
     && ln -s /opt/penstock/bin/penstock /usr/local/bin/penstock \
     && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/penstock penstock \
@@ -37,7 +37,7 @@ CMD ["serve", "--config", "/etc/penstock/penstock.yaml", "--host", "0.0.0.0", "-
 FROM python:3.11.14-slim-trixie AS gateway
 RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
     --mount=type=bind,from=wheel,source=/wheels,target=/tmp/wheels \
-    pip install --no-cache-dir --require-hashes -r /tmp/requirements.lock \
+    pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.lock \
     && pip install --no-cache-dir --no-deps /tmp/wheels/*.whl \
     && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/penstock penstock
 ENV HOME=/var/lib/penstock
