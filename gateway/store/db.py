@@ -204,7 +204,12 @@ class Store:
             await self._add_usage(list(rows))
         except IntegrityError:
             # Some are there already, which is rare: a process died between the store's commit and its own note of it.
-            await self._add_usage(await self._new(list({row.row_id: row for row in rows}.values())))
+            try:
+                await self._add_usage(await self._new(list({row.row_id: row for row in rows}.values())))
+            except (
+                IntegrityError
+            ) as error:  # another process adds the same ones now, or somebody put up a rule of their own
+                raise StoreError(_reason(error.orig or error)) from None
 
     async def _add_usage(self, rows: list[UsageRow]) -> None:
         if not rows:

@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -88,8 +87,12 @@ class Watch:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            with suppress(StoreError):
+            try:
                 await self.refresh()
+            except StoreError:
+                pass
+            except Exception:
+                log.exception("a fault in the gateway: keys")  # and the next look may go well
             now = self._clock()
             if self._next is not None and self._next <= now:
                 self._tell()

@@ -73,6 +73,10 @@ class Ledger:
             except StoreError as error:
                 self._complain(str(error))
                 wait = min(2 * wait, LONGEST_WAIT)
+            except Exception:
+                # Rows wait meanwhile, and are not lost: better than to stop for good.
+                log.exception("a fault in the gateway: usage")
+                wait = LONGEST_WAIT
 
     async def flush(self) -> None:
         """Puts all that was appended before into the store. Raises `StoreError`; then the rest waits."""
