@@ -16,6 +16,7 @@ from gateway.usage.ledger import Ledger
 if TYPE_CHECKING:
     from gateway.store.db import Store
 
+PATIENCE = 1.0  # seconds
 SPOOL = Path(".penstock")  # beside the logs of engines
 
 
@@ -41,6 +42,10 @@ class _Later:
     def __init__(self, url: str) -> None:
         self._url = url
         self._made: Store | None = None
+
+    async def close(self) -> None:
+        if self._made is not None:
+            await self._made.close()
 
     def __getattr__(self, name: str) -> Any:
         if self._made is None:
@@ -95,6 +100,13 @@ class Books:
     async def refresh(self) -> None:
         """What the store holds of keys and teams is in force here when it returns. Raises `StoreError`."""
         await self._watch.refresh()
+
+    async def settle(self) -> None:
+        """What was used so far is in the store when it returns, unless the store is slow or down. Never raises."""
+        if self._ledger is not None:
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._ledger.flush()
 
     async def stop(self) -> None:
         """After the last request."""

@@ -38,6 +38,10 @@ class Held(Protocol):
         """Whatever anybody has changed by now is held, and in force, when it returns. Raises `StoreError`."""
         ...
 
+    async def settle(self) -> None:
+        """What was used so far is in the store when it returns, unless the store is slow or down. Never raises."""
+        ...
+
 
 class ReloadFailedError(Exception):
     """Nothing has changed. The message holds one line for each fault."""

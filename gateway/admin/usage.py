@@ -141,6 +141,7 @@ def router(admin: Admin) -> APIRouter:
         """Sums by hour, day, key, team, model, or several of these."""
         start, end = period(asked, time.time())
         groups: list[Any] = asked.group_by.split(",")
+        await admin.held.settle()
         found = await admin.store.usage(start, end, groups)
         names = {key.id: key.name for key in admin.held.keys.values()}
         names |= {team.id: team.name for team in admin.held.teams.values()}
