@@ -121,7 +121,10 @@ class EdgeProtocol(HttpToolsProtocol):
             elif stage is Stage.ANSWER:
                 self._hold(data)
                 return
-            else:
+            else:  # read and dropped, so that the client hears why; but not all that it may have
+                self._came += len(data)
+                if self._came > MAX_DISCARDED:
+                    self.transport.pause_reading()
                 return
 
     def _take(self, known: Known, data: bytes) -> bool:

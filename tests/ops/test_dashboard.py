@@ -22,7 +22,7 @@ ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 VARIABLES: Mapping[str, Mapping[str, Any]] = {one["name"]: one for one in DASHBOARD["templating"]["list"]}
 # Engines that run elsewhere are never restarted.
-QUIET = {"Restarts", "Engine restarts"}
+QUIET = {"Restarts", "Engine restarts", "Waiting for a place"}
 
 
 class Query(NamedTuple):
