@@ -143,6 +143,7 @@ def router(admin: Admin, pulse: Pulse[Figures]) -> APIRouter:
     @api.get("/requests", response_model=Requests)
     async def requests(asked: Annotated[RequestsAsked, Query()]) -> Response:
         """The newest requests first; never what they said. `before`: the `seq` to go on from."""
+        admin.gateway.access_log.show()
         found = admin.recent.select(lambda record: wanted(asked, record), asked.limit, asked.before)
         models, teams = admin.gateway.policy.models, teams_of_keys(admin.held)
         return await listing(shown(entry, models, teams) for entry in found)

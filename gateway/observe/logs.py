@@ -216,7 +216,7 @@ class AccessLog:
     """Collects records and writes them to a file descriptor in batches, every `interval` seconds or `batch` records.
 
     Drops nothing unless the descriptor is broken: an error, or no byte taken for `patience` seconds.
-    `tap` is given each batch before it is written; it must not block.
+    `tap` is given each record once, before its batch is written or when `show` is called; it must not block.
     """
 
     def __init__(
@@ -235,6 +235,7 @@ class AccessLog:
         self._batch = batch
         self._patience = patience
         self._records: list[AccessRecord] = []
+        self._shown = 0  # of them, how many `tap` has seen
         self._torn = b""  # the rest of a line that was given up in its middle
         self._full = asyncio.Event()
         self._stopping = False
@@ -245,6 +246,12 @@ class AccessLog:
         self._records.append(record)
         if len(self._records) >= self._batch:
             self._full.set()
+
+    def show(self) -> None:
+        """Lets `tap` see what it has not seen yet, now. Never blocks."""
+        new, self._shown = self._records[self._shown :], len(self._records)
+        if new and self._tap is not None:
+            self._tap(new)
 
     def start(self) -> None:
         self._stopping = False
@@ -272,9 +279,8 @@ class AccessLog:
         """What has come, as lines. Here and not in the thread: two threads that compute would wait for one another's
         turns, which are long; so a slice at a time, and the loop in between."""
         lines: list[bytes] = []
-        records, self._records = self._records, []
-        if self._tap is not None:
-            self._tap(records)
+        self.show()
+        records, self._records, self._shown = self._records, [], 0
         for start in range(0, len(records), SLICE):
             lines += map(encode, records[start : start + SLICE])
             await asyncio.sleep(0)

@@ -233,6 +233,11 @@ async def test_the_tap_gets_every_record_in_order(pipe: Pipe) -> None:
     log.start()
     for status in range(25):
         log.append(RECORD._replace(status=status))
+        if status % 7 == 6:
+            log.show()
+            assert [record.status for record in seen] == [*range(status + 1)]  # at once
+        if status % 9 == 8:
+            await asyncio.sleep(0)
     await log.stop()
     assert [record.status for record in seen] == [*range(25)]
     assert len(pipe.lines()) == 25
