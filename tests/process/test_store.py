@@ -381,14 +381,16 @@ class Campaign:
         with suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await gateway.connect()
             self.sent.add(name)
-            writer.write(http_post("/v1/chat/completions", chat_body("a b", **fields), more=more))
-            async with asyncio.timeout(DEADLINE):
-                if leave:
-                    await reader.readuntil(b"t0")
-                    self.left.add(name)
-                else:
-                    answer = await reader.read(-1)
-            await close(writer)
+            try:
+                writer.write(http_post("/v1/chat/completions", chat_body("a b", **fields), more=more))
+                async with asyncio.timeout(DEADLINE):
+                    if leave:
+                        await reader.readuntil(b"t0")
+                        self.left.add(name)
+                    else:
+                        answer = await reader.read(-1)
+            finally:
+                await close(writer)
         if answer.endswith((b"0\r\n\r\n", b"}")):
             self.finished.add(name)
 
