@@ -40,6 +40,7 @@ from gateway.store.tables import AUDIT, DAYS, HEAD, HOURS, KEYS, STATE, SUMMED, 
 
 PATIENCE: Final = 5.0  # seconds that any one call may take
 _BUSY: Final = 3.0  # seconds that SQLite waits for another process's lock
+_WAL_TRIES: Final = 10
 _MIGRATING: Final = 60.0  # seconds
 _LOCK: Final = 0x70656E73746F636B  # PostgreSQL's advisory locks are told apart by a number; "penstock" as one
 _AT_ONCE: Final = 500  # values in one IN (...)
@@ -381,7 +382,16 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
     @sa.event.listens_for(engine.sync_engine, "connect")
     def _set_up(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        for tries_left in reversed(range(_WAL_TRIES)):
+            try:
+                cursor.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                # The one statement that does not wait when another process makes the file at the same time: this does.
+                if not tries_left or "locked" not in str(error):
+                    raise
+                cursor.execute("BEGIN IMMEDIATE")
+                cursor.execute("COMMIT")
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
 
