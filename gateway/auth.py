@@ -1,21 +1,15 @@
 """Stage 1: from credentials to a caller, before the body is read."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NoReturn
 
 from gateway.errors import GatewayError, store_unavailable
-from gateway.keys import valid_secrets
+from gateway.keys import digest, valid_secrets
 from gateway.limits.base import Limiter
 from gateway.store.base import KeyRecord, TeamRecord
 from gateway.types import Caller
 
 MAX_KEY: Final = 256  # bytes; keeps a megabyte key from being hashed
-
-
-def digest(key: bytes) -> bytes:
-    """What stands for a key everywhere but in the client's hands. A fast hash: keys are random (facts: security.md §3)."""
-    return hashlib.sha256(key).digest()
 
 
 def refuse() -> NoReturn:

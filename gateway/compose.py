@@ -9,9 +9,10 @@ from typing import Protocol
 
 from engines.command import Machine, max_num_seqs
 from engines.sources import ModelSource
-from gateway.auth import Keyring, digest, store_callers
+from gateway.auth import Keyring, store_callers
 from gateway.config.schema import Config, ModelConfig, grants
 from gateway.drive import Event
+from gateway.keys import digest
 from gateway.limits.base import Limits, Price
 from gateway.limits.memory import MemoryLimiter
 from gateway.observe.metrics import Metrics

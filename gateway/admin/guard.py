@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from gateway.admin.errors import error_response, unknown_url
-from gateway.auth import Keyring, credential, digest, refuse
+from gateway.auth import Keyring, credential, refuse
 from gateway.errors import GatewayError
+from gateway.keys import digest
 
 MAX_BODY: Final = 1 << 20  # bytes
 

@@ -11,7 +11,6 @@ from gateway.errors import GatewayError
 MAX_HEAD: Final = 64 * 1024  # bytes of request line and headers; OpenAI documents the same
 MAX_FIELDS: Final = 100  # header fields; Envoy's default
 MAX_URL: Final = 8 * 1024  # bytes
-MAX_LINE: Final = 4 * 1024  # bytes of a line in a chunked body: a chunk's size, a field of the trailer
 
 # Letters, digits and what else a reg-name or an address holds; userinfo, paths and spaces do not belong here.
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -19,7 +18,6 @@ UPGRADE: Final = re.compile(rb"(?im)^upgrade(?=[ \t]*:)")
 REQUEST_LINE: Final = re.compile(rb"[!-~]{1,32} [^\r\n ]+ HTTP/1\.[01]\r$")
 CONTENT_LENGTH: Final = re.compile(rb"(?i)(\r\ncontent-length:[ \t]*)([0-9]{1,15})[ \t]*(?=\r\n)")
 EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*")
-CHUNK_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
 
 
 def bad(message: str, status: int = 400, code: str | None = None) -> GatewayError:

@@ -26,6 +26,7 @@ from gateway.relay import ClientGone
 from gateway.serve import Body, serve
 from gateway.types import Endpoint, Head, lines
 from gateway.wire import errors as wire_errors, sse
+from gateway.wire.chunked import MAX_LINE, SIZE
 from gateway.wire.openai import ENDPOINTS
 
 MAX_HELD: Final = 256 * 1024  # bytes of pipelined requests that may wait
@@ -240,7 +241,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self._parsed:
             self._message_ends()
             return rest
-        if cut < 0 or len(rest) > guard.MAX_LINE or self._trailer > guard.MAX_HEAD:
+        if cut < 0 or len(rest) > MAX_LINE or self._trailer > guard.MAX_HEAD:
             self._refuse(guard.bad("The request is not valid HTTP/1.1."))
         else:
             self._held = rest  # a torn line
@@ -260,13 +261,13 @@ class EdgeProtocol(HttpToolsProtocol):
             if end < 0:
                 break
             line, at = at, end + 2
-            if at - line > guard.MAX_LINE:
+            if at - line > MAX_LINE:
                 return -1
             if self._trailer:
                 self._trailer += at - line
                 if line == end:
                     break
-            elif (digits := guard.CHUNK_SIZE.match(data, line, end)) is None:
+            elif (digits := SIZE.match(data, line, end)) is None:
                 return -1
             elif length := int(digits[0], 16):
                 self._left = length + 2

@@ -73,17 +73,6 @@ def sqlite_file(url: str) -> Path | None:
     return Path(str(parsed.database)) if on_disk else None
 
 
-async def open_store(url: str) -> "Store":
-    """A store that is there and up to date. Raises `StoreError`, and ValueError for a URL that cannot be one."""
-    store = Store(url)
-    try:
-        await store.version()
-    except BaseException:
-        await store.close()
-        raise
-    return store
-
-
 class Store:
     """Connects with its first call, which brings the tables up to date too, alone among all processes that try.
 

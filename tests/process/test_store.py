@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from gateway.store.base import UsageSum
-from gateway.store.db import open_store
 from tests.fake_engine import FakeEngine
 from tests.flow.admin import ADMIN, ask
 from tests.postgres import Postgres
 from tests.served import DEADLINE, KEY, Penstock, chat_body, close, http_post, simple_config, until
+from tests.stores import open_store
 
 SOON = 5.0  # seconds in which a change must be in force everywhere
 PROMPT = "whatnobodybuttheenginemayread"

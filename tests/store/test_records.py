@@ -9,7 +9,8 @@ import pytest
 from gateway import keys
 from gateway.limits.base import Limits
 from gateway.store.base import Budget, DuplicateError, KeyRecord, Secret, StoreError, TeamRecord
-from gateway.store.db import Store, open_store
+from gateway.store.db import Store
+from tests.stores import open_store
 
 SECRET = keys.make_secret("sk-ps-whatever")
 KEY = KeyRecord(

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gateway.store.base import Spent, StoreError, UsageRow, UsageSum
-from gateway.store.db import Store, open_store
+from gateway.store.db import Store
 from gateway.store.sums import DAY, HOUR, split, sum_up
+from tests.stores import open_store
 
 NOON = datetime(2026, 11, 24, 12, 30, tzinfo=UTC).timestamp()
 

@@ -24,8 +24,8 @@ from gateway.admin.accounts import (
     resets_at,
 )
 from gateway.admin.errors import from_fault
-from gateway.auth import digest
 from gateway.errors import GatewayError
+from gateway.keys import digest
 from gateway.limits.base import Limits
 from gateway.store.base import Budget, KeyRecord, Period, Spent
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from gateway.auth import MAX_KEY, Keyring, credential, digest
+from gateway.auth import MAX_KEY, Keyring, credential
 from gateway.errors import GatewayError
+from gateway.keys import digest
 from gateway.limits.base import Limits
 from gateway.limits.memory import MemoryLimiter
 from gateway.types import Caller

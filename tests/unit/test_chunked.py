@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from gateway.wire.chunked import MAX_LINE, ChunkedError, Chunks
+from gateway.wire.chunked import MAX_LINE, SIZE, ChunkedError, Chunks
 
 BODY = st.binary(min_size=1, max_size=60)
 TRAILER = st.sampled_from([b"", b"x-checksum: 1\r\n", b"a: b\r\nc: d\r\n"])
@@ -66,3 +66,28 @@ def test_between_chunks_is_told(chunks: list[bytes], data: st.DataObject) -> Non
 def test_what_is_no_chunk_is_refused(wire: bytes) -> None:
     with pytest.raises(ChunkedError):
         Chunks().feed(wire)
+
+
+@pytest.mark.parametrize(
+    ("line", "digits"),
+    [
+        (b"0", b"0"),
+        (b"00aF", b"00aF"),
+        (b"5;x=y", b"5"),
+        (b"5 ; x", b"5"),
+        (b"5\t", b"5"),
+        (b"fffffffffffffff", b"fffffffffffffff"),
+        (b"ffffffffffffffff", None),
+        (b"", None),
+        (b"+5", None),
+        (b"-5", None),
+        (b"0x5", None),
+        (b"5_0", None),
+        (b" 5", None),
+        (b"5\n", None),
+        (b"g", None),
+    ],
+)
+def test_chunk_size(line: bytes, digits: bytes | None) -> None:
+    found = SIZE.match(line)
+    assert (found[0] if found else None) == digits

@@ -97,31 +97,6 @@ def test_host(host: bytes, good: bool) -> None:
     assert (guard.headers(*fields((b"host", host)), "1.1") is None) is good
 
 
-@pytest.mark.parametrize(
-    ("line", "digits"),
-    [
-        (b"0", b"0"),
-        (b"00aF", b"00aF"),
-        (b"5;x=y", b"5"),
-        (b"5 ; x", b"5"),
-        (b"5\t", b"5"),
-        (b"fffffffffffffff", b"fffffffffffffff"),
-        (b"ffffffffffffffff", None),
-        (b"", None),
-        (b"+5", None),
-        (b"-5", None),
-        (b"0x5", None),
-        (b"5_0", None),
-        (b" 5", None),
-        (b"5\n", None),
-        (b"g", None),
-    ],
-)
-def test_chunk_size(line: bytes, digits: bytes | None) -> None:
-    found = guard.CHUNK_SIZE.match(line)
-    assert (found[0] if found else None) == digits
-
-
 def test_what_has_outgrown_its_bounds() -> None:
     assert code(guard.oversized(b"GET / HTTP/1.1\r\nx: " + b"y" * guard.MAX_HEAD)) == 431
     assert code(guard.oversized(b"GET /" + b"y" * guard.MAX_HEAD)) == 414

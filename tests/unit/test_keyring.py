@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from gateway import keys
-from gateway.auth import Keyring, digest, store_callers
+from gateway.auth import Keyring, store_callers
 from gateway.errors import GatewayError
+from gateway.keys import digest
 from gateway.limits.base import Budget, Limits, Refused
 from gateway.limits.memory import MemoryLimiter
 from gateway.store.base import KeyRecord, TeamRecord

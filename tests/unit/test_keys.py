@@ -1,5 +1,6 @@
 """Making keys, and what their records say as time passes."""
 
+import hashlib
 import re
 import zlib
 from dataclasses import replace
@@ -8,7 +9,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from gateway import keys
-from gateway.auth import digest
 from gateway.limits.base import Limits
 from gateway.store.base import KeyRecord, Secret
 
@@ -28,17 +28,6 @@ def test_a_made_key_has_the_promised_form_and_checksum() -> None:
         for digit in match[2]:
             value = value * 62 + digits.index(digit)
         assert value == zlib.crc32(match[1].encode())
-        assert keys.is_made(key)
-
-
-@given(st.data())
-def test_a_mistyped_key_is_not_a_made_one(data: st.DataObject) -> None:
-    key = keys.make_key()
-    at = data.draw(st.integers(0, len(key) - 1))
-    wrong = data.draw(st.sampled_from("0Zz-_ é").filter(lambda c: c != key[at]))
-    assert not keys.is_made(key[:at] + wrong + key[at + 1 :])
-    assert not keys.is_made(key[:-1])
-    assert not keys.is_made(key + "\n")
 
 
 def test_ids_name_their_kind() -> None:
@@ -49,7 +38,7 @@ def test_ids_name_their_kind() -> None:
 def test_of_a_key_only_digest_and_last_four_are_kept() -> None:
     key = keys.make_key()
     secret = keys.make_secret(key)
-    assert secret == Secret(digest(key.encode()), key[-4:], None)
+    assert secret == Secret(hashlib.sha256(key.encode()).digest(), key[-4:], None)
     assert key[6:-4] not in repr(secret)
 
 
