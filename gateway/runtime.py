@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import dataclasses
 import gc
 import os
@@ -46,6 +47,7 @@ log = structlog.get_logger("penstock")
 
 DRAIN_POLL = 0.05  # seconds
 MAX_DESCRIPTORS = 1 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 SWEEP = 1.0  # seconds between two looks at all connections
 SWEEP_LIMITS = 60.0  # seconds between two looks at all keys' accounts
 LINGER = 5.0  # seconds in which connections that are handed over may still send a request
@@ -370,6 +372,15 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def give_memory_back() -> None:
+    """Has large blocks returned to the system as soon as they are free. Else glibc keeps them, once it has seen one go, and
+    500 slow clients cost twice the memory (mallopt(3), M_MMAP_THRESHOLD). Other C libraries have no such setting."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 64 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+
+
 def stop_listening(server: uvicorn.Server) -> None:
     """Takes no more connections; those that wait are somebody else's to take."""
     for one in getattr(server, "servers", ()):  # there are none before it has begun to serve
@@ -380,5 +391,6 @@ def run(config: Config, path: Path, given: Mapping[str, object], *, watch: bool 
     """Serves `config`, read from `path`, until SIGTERM or Ctrl-C. Blocks; returns the exit code. `given`: the fields of
     `server` that win over the file's. `watch`: read the file again whenever it changes."""
     raise_descriptor_limit()
+    give_memory_back()
     config = overridden(config, given)
     return uvloop.run(Process(config, path, given, watch=watch).run())
