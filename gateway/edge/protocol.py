@@ -26,7 +26,7 @@ from gateway.relay import ClientGone
 from gateway.serve import Body, serve
 from gateway.types import Endpoint, Head, lines
 from gateway.wire import errors as wire_errors, sse
-from gateway.wire.chunked import MAX_LINE, SIZE
+from gateway.wire.chunked import ChunkedError, Chunks
 from gateway.wire.openai import ENDPOINTS
 
 MAX_HELD: Final = 256 * 1024  # bytes of pipelined requests that may wait
@@ -34,6 +34,7 @@ MAX_DISCARDED: Final = 8 * 1024 * 1024  # bytes of a refused body that are read,
 HIGH_WATER: Final = 256 * 1024  # bytes that may wait for a client before its engine is no longer read from
 WRITE_TIMEOUT: Final = 60.0  # seconds in which a client must take something of what waits for it
 ASK_AGAIN: Final = 0.3  # seconds
+MAX_LINGERED: Final = 24 * 1024 * 1024  # bytes read of a client that is being closed: it may read its answer only then
 LINGER: Final = 5.0  # seconds in which a refused client may read its answer
 GRACE_PER_BYTE: Final = 1 / 100_000  # seconds of body_timeout for each byte that has come
 FOREIGN: Final = re.compile(rb"(?i)\norigin[ \t]*:")
@@ -88,10 +89,10 @@ class EdgeProtocol(HttpToolsProtocol):
         self._known: Known | None = None
         self._first = True  # no request has been answered yet
         self._held = b""  # bytes not yet fed
-        self._left = 0  # bytes to come: of the body, or of the current chunk
-        self._chunked = False
-        self._trailer = 0  # bytes of the trailer that have come
+        self._left = 0  # bytes to come of a body whose length was told
+        self._chunks: Chunks | None = None  # of a body that is chunked
         self._came = 0  # bytes of the body that have come
+        self._lingered = 0  # bytes that came when nothing was read as a request any more
         self._body = bytearray()
         self._refusal: GatewayError | None = None
         self._fault: GatewayError | None = None  # what is wrong with the body
@@ -123,8 +124,8 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._hold(data)
                 return
             else:  # read and dropped, so that the client hears why; but not all that it may have
-                self._came += len(data)
-                if self._came > MAX_DISCARDED:
+                self._lingered += len(data)
+                if self._lingered > MAX_LINGERED:
                     self.transport.pause_reading()
                 return
 
@@ -192,8 +193,8 @@ class EdgeProtocol(HttpToolsProtocol):
             self._refuse(refusal)
             return b""
         self.stage = Stage.BODY
-        self._left = self._came = self._trailer = 0
-        self._chunked = False
+        self._left = self._came = 0
+        self._chunks = None
         self._body = bytearray()
         self._fault = None
         self._parsed = self._discard = False
@@ -220,7 +221,7 @@ class EdgeProtocol(HttpToolsProtocol):
     def _learn(self, raw: bytes, head: Head, sink: EdgeSink) -> Known | None:
         """What to know this head by when it comes again: this is no one-off, but a client with more to ask."""
         found = guard.CONTENT_LENGTH.findall(raw)
-        if len(found) != 1 or self.version != "1.1" or self._chunked or self.expect_100_continue or FOREIGN.search(raw):
+        if len(found) != 1 or self.version != "1.1" or self._chunks or self.expect_100_continue or FOREIGN.search(raw):
             return None
         prefix, number = found[0]
         start = raw.index(prefix) + len(prefix)
@@ -230,50 +231,24 @@ class EdgeProtocol(HttpToolsProtocol):
         )
 
     def _feed_body(self, data: bytes) -> bytes:
-        if self._chunked:
-            cut = self._chunks(data)
-        else:
+        """Feeds the parser what is this message's own, and no more: the next one must not go along with it."""
+        if self._chunks is None:
             cut = min(self._left, len(data))
             self._left -= cut
+        else:
+            try:
+                self._chunks.feed(data)
+            except ChunkedError:
+                self._refuse(guard.bad("The request is not valid HTTP/1.1."))
+                return b""
+            cut = len(data) - len(self._chunks.take_rest())
         if cut and not self._feed(data[:cut]):
             return b""
-        rest = data[cut:]
         if self._parsed:
             self._message_ends()
-            return rest
-        if cut < 0 or len(rest) > MAX_LINE or self._trailer > guard.MAX_HEAD:
-            self._refuse(guard.bad("The request is not valid HTTP/1.1."))
-        else:
-            self._held = rest  # a torn line
+            return data[cut:]
+        self._held = data[cut:]  # a torn line
         return b""
-
-    def _chunks(self, data: bytes) -> int:
-        """How many of these bytes are this chunked message's own: the next one must not be fed along with it. The
-        parser judges them; -1: what should be a chunk is none."""
-        at, size = 0, len(data)
-        while at < size:
-            if self._left:
-                step = min(self._left, size - at)
-                self._left -= step
-                at += step
-                continue
-            end = data.find(b"\r\n", at)
-            if end < 0:
-                break
-            line, at = at, end + 2
-            if at - line > MAX_LINE:
-                return -1
-            if self._trailer:
-                self._trailer += at - line
-                if line == end:
-                    break
-            elif (digits := SIZE.match(data, line, end)) is None:
-                return -1
-            elif length := int(digits[0], 16):
-                self._left = length + 2
-            else:
-                self._trailer = at - line
-        return at
 
     def _feed(self, data: bytes) -> bool:
         try:
@@ -319,7 +294,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if length is not None:
             self._left = int(length)
         else:
-            self._chunked = b"transfer-encoding" in fields
+            self._chunks = Chunks() if b"transfer-encoding" in fields else None
         self.expect_100_continue = b"expect" in fields
         endpoint = FAST.get(self.url)
         # A web page of another origin needs what the fast lane has not: headers that say whether it may read the answer.

@@ -3,6 +3,7 @@
 import re
 from typing import Final
 
+MAX_TRAILER: Final = 64 * 1024  # bytes
 MAX_LINE: Final = 4 * 1024  # bytes of a chunk's size with its extensions, or of a field of the trailer
 HEX: Final = re.compile(rb"[0-9A-Fa-f]+")
 SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
@@ -21,7 +22,7 @@ class Chunks:
         self.rest = b""
         self.whole = False
         self._left = 0  # bytes to come of the current chunk, with its line end
-        self._trailer = False
+        self._trailer = 0  # bytes of it that have come, with the last chunk's line
 
     @property
     def between(self) -> bool:
@@ -58,6 +59,11 @@ class Chunks:
         self.rest = data[at:]
         return b"".join(pieces)
 
+    def take_rest(self) -> bytes:
+        """`rest`, which the next call of `feed` must begin with then."""
+        rest, self.rest = self.rest, b""
+        return rest
+
     def _plain(self, data: bytes) -> bytes | None:
         """The quick way for whole chunks without line ends in them, which is what engines send; None if it is not that."""
         parts = data.split(b"\r\n")
@@ -75,10 +81,13 @@ class Chunks:
 
     def _line(self, data: bytes, at: int, end: int) -> None:
         if self._trailer:
+            self._trailer += end + 2 - at
+            if self._trailer > MAX_TRAILER:
+                raise ChunkedError
             self.whole = at == end
         elif (digits := SIZE.match(data, at, end)) is None:
             raise ChunkedError
         elif size := int(digits[0], 16):
             self._left = size + 2
         else:
-            self._trailer = True
+            self._trailer = end + 2 - at
