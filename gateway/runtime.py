@@ -378,7 +378,7 @@ def give_memory_back() -> None:
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 64 * 1024)
-        mallopt(_M_TRIM_THRESHOLD, 128 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 4 * 1024 * 1024)
 
 
 def stop_listening(server: uvicorn.Server) -> None:
