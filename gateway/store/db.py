@@ -6,7 +6,7 @@ Nothing here is on the request path: a store that is down, slow or full costs a 
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -44,7 +44,8 @@ _WAL_TRIES: Final = 10
 _MIGRATING: Final = 60.0  # seconds
 _LOCK: Final = 0x70656E73746F636B  # PostgreSQL's advisory locks are told apart by a number; "penstock" as one
 _AT_ONCE: Final = 500  # values in one IN (...)
-_SIZES: Final = (256, 64, 16, 4, 1)  # rows in one INSERT of SQLite's
+_ROWS_AT_ONCE: Final = 250  # in one INSERT
+_STATEMENTS: Final = 8  # that the driver keeps; one of so many rows takes some 150 KB
 _PRUNED_AT_ONCE: Final = 5000  # rows; keeps other writers waiting for milliseconds only
 
 
@@ -215,12 +216,12 @@ class Store:
         if not self._sqlite:
             await connection.exec_driver_sql(self._one_row, rows)
             return
-        # SQLite works in a thread. Many rows in one statement, and it does not ask for the interpreter at each of them.
+        # SQLite works in a thread, and each call of it costs as much as ten rows: so all of them in one statement.
         head, _, group = self._one_row.partition(" VALUES ")
-        for size, chunk in _chunks(rows):
-            await connection.exec_driver_sql(
-                f"{head} VALUES {', '.join([group] * size)}", tuple(chain.from_iterable(chunk))
-            )
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[first : first + _ROWS_AT_ONCE]
+            statement = f"{head} VALUES {', '.join([group] * len(some))}"
+            await connection.exec_driver_sql(statement, tuple(chain.from_iterable(some)))
 
     async def _new(self, rows: list[UsageRow]) -> list[UsageRow]:
         known: set[str] = set()
@@ -356,7 +357,9 @@ def _reason(error: BaseException) -> str:
 def _sqlite_engine(url: URL) -> AsyncEngine:
     async def connect() -> aiosqlite.Connection:
         # Without the driver's own idea of transactions, so that DDL is part of them, and they lock when they begin.
-        connection = aiosqlite.connect(url.database or ":memory:", isolation_level=None, timeout=_BUSY)
+        connection = aiosqlite.connect(
+            url.database or ":memory:", isolation_level=None, timeout=_BUSY, cached_statements=_STATEMENTS
+        )
         thread = connection._thread
         thread.daemon = True
         try:
@@ -470,15 +473,6 @@ async def _team(connection: AsyncConnection, team_id: str) -> TeamRecord:
     if found is None:
         raise KeyError(team_id)
     return records.load_team(found)
-
-
-def _chunks(rows: Sequence[UsageRow]) -> Iterator[tuple[int, Sequence[UsageRow]]]:
-    """In few sizes, so that the driver finds its statements again."""
-    start = 0
-    for size in _SIZES:
-        while len(rows) - start >= size:
-            yield size, rows[start : start + size]
-            start += size
 
 
 def _since(start: int) -> tuple[sa.ColumnElement[int], sa.ColumnElement[int]]:
