@@ -21,9 +21,10 @@ def _resolve(future: asyncio.Future[None]) -> None:
 class Event:
     """Happens once, well or with an error; one coroutine may wait for it, in a `Drive` or in a task."""
 
-    happened = False
-    error: Exception | None = None
-    _wake: Callable[[], object] | None = None
+    def __init__(self) -> None:
+        self.happened = False
+        self.error: Exception | None = None
+        self._wake: Callable[[], object] | None = None
 
     def happen(self, error: Exception | None = None) -> None:
         """The first call counts. Runs what waits, and returns when that waits again or has ended."""

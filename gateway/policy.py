@@ -11,8 +11,9 @@ from engines.types import FleetView
 from gateway.auth import Keyring
 from gateway.drive import Event
 from gateway.limits.base import Limiter, Price
-from gateway.observe.logs import AccessLog
-from gateway.observe.metrics import Metrics, ModelMetrics
+from gateway.observe.access import AccessLog
+from gateway.observe.counters import ModelMetrics
+from gateway.observe.metrics import Metrics
 from gateway.relay import Ticker
 from gateway.resilience.attempts import RetryBudget
 from gateway.resilience.breaker import Breakers

@@ -14,9 +14,8 @@ import orjson
 
 from gateway import errors
 from gateway.drive import Event
-from gateway.observe.metrics import Histogram
+from gateway.observe.counters import Histogram
 from gateway.types import Call, Sink, Usage
-from gateway.upstream.client import Connection
 from gateway.usage.meter import Meter, Verdict, meter as make_meter, usage_in, usage_of
 from gateway.usage.trail import Trail
 from gateway.wire import sse
@@ -30,6 +29,13 @@ MAX_ANSWER: Final = 256 * 1024 * 1024  # bytes of an answer that is not streamed
 
 class ClientGone(Exception):  # noqa: N818 - an event, not a fault
     """The client has left before the answer's end."""
+
+
+class Reading(Protocol):
+    """What an answer is read from."""
+
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
 
 
 class Terms(Protocol):
@@ -56,17 +62,17 @@ class _Attempt(Event):
     `StaleConnectionError` or a `GatewayError`. `first_byte` is when the answer's first byte went out (monotonic seconds).
     """
 
-    connection: Connection | None = None
-    first_byte: float | None = None
-    paused = False  # the client reads too slowly: the engine is silent because nobody reads from it
-    _refused = 0  # the engine's status, if it is an error
-    _body: bytes | bytearray = b""
-
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
+        super().__init__()
         self.call = call
         self.model = model
         self.sink = sink
         self.terms = terms
+        self.connection: Reading | None = None
+        self.first_byte: float | None = None
+        self.paused = False  # the client reads too slowly: the engine is silent because nobody reads from it
+        self._refused = 0  # the engine's status, if it is an error
+        self._body: bytes | bytearray = b""
 
     def collect(self, chunk: bytes, most: int) -> None:
         if not self._body:
@@ -102,8 +108,10 @@ class _Attempt(Event):
 class WholeRelay(_Attempt):
     """An answer that comes in one piece."""
 
-    usage: Usage | None = None
-    _since: float | None = None  # monotonic seconds: the first tick
+    def __init__(self, call: Call, model: str, sink: Sink, terms: Terms) -> None:
+        super().__init__(call, model, sink, terms)
+        self.usage: Usage | None = None
+        self._since: float | None = None  # monotonic seconds: the first tick
 
     def head(self, status: int, content_type: bytes) -> None:
         self._refused = 0 if status == 200 else status
@@ -153,14 +161,14 @@ EVENT_STREAM: Final = (
 class StreamRelay(_Attempt):
     """An answer that comes as events. The status line waits for the first one, so that an early error is a real status."""
 
-    _flowing = False  # a token has come
-    _steady: Callable[[bytes], bytes] | None = None  # how to read the next token, if it comes alone as the last one did
-
     def __init__(self, call: Call, model: str, sink: Sink, terms: Terms, resumed: Meter | None = None) -> None:
         """`resumed` reads on for a stream that another engine has begun."""
         super().__init__(call, model, sink, terms)
         self.meter: Meter = resumed or make_meter(call, terms.trail)
         self._lone = self.meter.lone
+        self._flowing = False  # a token has come
+        # How to read the next token, if it comes alone as the last one did.
+        self._steady: Callable[[bytes], bytes] | None = None
         self._splitter = sse.Splitter()
         self._inter_token = terms.inter_token
         self._last = self._last_written = time.monotonic()  # when something came from the engine, went to the client
@@ -320,11 +328,17 @@ def relay(call: Call, model: str, sink: Sink, terms: Terms, resumed: Meter | Non
     return WholeRelay(call, model, sink, terms)
 
 
+class Ticking(Protocol):
+    """An open relay, or what else has deadlines."""
+
+    def tick(self, now: float) -> None: ...
+
+
 class Ticker:
     """Wakes all open relays about once a second: one timer for all, none for each token."""
 
     def __init__(self, interval: float = 1.0) -> None:
-        self.relays: set[WholeRelay | StreamRelay] = set()
+        self.relays: set[Ticking] = set()
         self._interval = interval
         self._handle: asyncio.TimerHandle | None = None
 

@@ -9,8 +9,8 @@ from gateway.errors import Fault, GatewayError, draining
 from gateway.head import fresh_id
 from gateway.limits.base import FREE, Lease, Refused, Standing
 from gateway.limits.headers import limit_headers
-from gateway.observe.logs import AccessRecord
-from gateway.observe.metrics import Histogram
+from gateway.observe.access import AccessRecord
+from gateway.observe.counters import Histogram
 from gateway.policy import Gateway, Model
 from gateway.relay import StreamRelay, WholeRelay
 from gateway.resilience.attempts import Cause
@@ -28,28 +28,8 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; never sent, only counted
 class Run:
     """One request's progress: what its last stage, settling, has to know. Is the `Terms` of its relays."""
 
-    caller: Caller | None = None
-    call: Call | None = None
-    model: Model | None = None
-    lease: Lease | None = None
-    standing: Standing | None = None
-    relay: StreamRelay | WholeRelay | None = None
-    error: GatewayError | None = None
-    turn: Event | None = None  # what it waits for in line
-    cause: Cause | None = None  # why its last attempt failed
-    failure: GatewayError | None = None  # what the client hears if no other attempt does better
-    draws = False  # one of the model's retries under way
-    trail: Trail | None = None
-    prompt_tokens = 0
-    client_gone = False
-    status = 0  # that was sent, where the answer is an error
-    deaths = 0  # engines that died under the stream
-    ready = 0.0  # monotonic seconds: the body was there
-    deadline = 0.0  # monotonic seconds
-    stall_timeout = 0.0  # seconds
     ttft: Histogram
     inter_token: Histogram
-    _sent = False  # an engine has the request
 
     def __init__(self, gateway: Gateway, head: Head, sink: Sink) -> None:
         self.gateway = gateway
@@ -58,6 +38,26 @@ class Run:
         self.arrived = time.monotonic()
         self.request_id = head.request_id or fresh_id()
         self.tried: list[str] = []
+        self.relay: StreamRelay | WholeRelay | None = None
+        self.caller: Caller | None = None
+        self.call: Call | None = None
+        self.model: Model | None = None
+        self.lease: Lease | None = None
+        self.standing: Standing | None = None
+        self.error: GatewayError | None = None
+        self.turn: Event | None = None  # what it waits for in line
+        self.cause: Cause | None = None  # why its last attempt failed
+        self.failure: GatewayError | None = None  # what the client hears if no other attempt does better
+        self.draws = False  # one of the model's retries under way
+        self.trail: Trail | None = None
+        self.prompt_tokens = 0
+        self.client_gone = False
+        self.status = 0  # that was sent, where the answer is an error
+        self.deaths = 0  # engines that died under the stream
+        self.ready = 0.0  # monotonic seconds: the body was there
+        self.deadline = 0.0  # monotonic seconds
+        self.stall_timeout = 0.0  # seconds
+        self._sent = False  # an engine has the request
 
     async def admit(self, call: Call, model: Model) -> Lease:
         """Stage 4. Raises `GatewayError` rate_limit_exceeded."""

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Coroutine, Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -35,7 +35,8 @@ from gateway.config.watch import watch
 from gateway.edge.protocol import EdgeProtocol, Timeouts, bound
 from gateway.limits.memory import MemoryLimiter
 from gateway.listen import CannotListenError, handed_over, listen, notify, url
-from gateway.observe.logs import UVICORN, AccessLog
+from gateway.observe.access import AccessLog
+from gateway.observe.logs import UVICORN
 from gateway.observe.loop import sample_loop_lag
 from gateway.observe.metrics import Metrics
 from gateway.policy import Gateway
@@ -134,7 +135,7 @@ class Process:
             use=self._limiter.use,
         )
         self._pulse = pulse = make_pulse(admin)
-        self._timeouts = timeouts(server_config)
+        self._timeouts = Timeouts(*timeouts(server_config))
         self._protocol = bound(gateway, self._timeouts)
         whole = make_app(gateway, Console(admin, pulse))
         apps = [whole] if len(listeners) == 1 else [make_app(gateway), whole]
@@ -184,7 +185,7 @@ class Process:
         return Server(
             uvicorn.Config(
                 app,
-                http=self.http or self._protocol,
+                http=self.http or cast(type[asyncio.Protocol], self._protocol),
                 lifespan="off",
                 ws="none",
                 log_config=UVICORN,
@@ -334,7 +335,7 @@ class Process:
             for turn in model.places.resize(model.max_open_requests, model.max_queue):
                 wake(turn)
         self._admin_key.digest = admin_digest(config)
-        vars(self._timeouts).update(vars(timeouts(config.server)))
+        self._timeouts.change(*timeouts(config.server))
         for server in self._servers:
             server.config.timeout_keep_alive = int(config.server.idle_timeout)
         notes += self._fleet.update(sources(config))
@@ -343,8 +344,8 @@ class Process:
         return notes
 
 
-def timeouts(server: ServerConfig) -> Timeouts:
-    return Timeouts(server.header_timeout, server.body_timeout, server.idle_timeout)
+def timeouts(server: ServerConfig) -> tuple[float, float, float]:
+    return server.header_timeout, server.body_timeout, server.idle_timeout
 
 
 def listeners_for(server: ServerConfig, handed_over: list[socket.socket]) -> list[socket.socket]:

@@ -132,7 +132,7 @@ async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica) -> N
             answered = True
             return None
         except StaleConnectionError:
-            continue  # the engine had closed it before it read the request
+            pass  # the engine had closed it before it read the request
         finally:
             run.sink.watch(None)
             gateway.ticker.relays.discard(receiver)

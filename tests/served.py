@@ -23,7 +23,7 @@ DEADLINE = 20.0  # seconds that anything in a test may take
 
 # What a gateway keeps on purpose, up to a bound: recent requests, known heads of engines' answers, the last hour's figures.
 KEPT = {
-    "gateway.observe.logs.AccessRecord",
+    "gateway.observe.access.AccessRecord",
     "gateway.upstream.client.ReplyHead",
     "gateway.admin.shapes.Figures",
     "gateway.admin.shapes.ModelFigures",

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from gateway.observe.metrics import INTER_TOKEN, TTFT, Histogram, Metrics, ModelMetrics
+from gateway.observe.counters import INTER_TOKEN, TTFT, Histogram, ModelMetrics
+from gateway.observe.metrics import Metrics
 
 CLIENT_LEFT: Final = 499  # no error: somebody closed a window
 

@@ -27,7 +27,7 @@ from gateway.admin.shapes import (
     iso,
     iso_milliseconds,
 )
-from gateway.observe.logs import AccessRecord
+from gateway.observe.access import AccessRecord
 from gateway.policy import Model
 
 

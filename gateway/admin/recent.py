@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from gateway.observe.logs import AccessRecord
+from gateway.observe.access import AccessRecord
 
 ROOM: Final = 5000  # requests, some 5 MB
 

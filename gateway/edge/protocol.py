@@ -7,11 +7,13 @@ parser (or anything else) acts on it, a pipelined request waits as bytes, and ea
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import httptools
+from mypy_extensions import mypyc_attr
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -49,9 +51,12 @@ class Stage(Enum):
 
 
 class Timeouts:
-    """Seconds; what the config says under `server`."""
+    """Seconds; what the config says under `server`. All connections share one."""
 
     def __init__(self, header: float, body: float, idle: float) -> None:
+        self.change(header, body, idle)
+
+    def change(self, header: float, body: float, idle: float) -> None:
         self.header = header
         self.body = body
         self.idle = idle
@@ -66,20 +71,22 @@ class Known(NamedTuple):
     keep_alive: bool
 
 
+@mypyc_attr(native_class=False)  # as its base is not
 class EdgeProtocol(HttpToolsProtocol):
     """Made by uvicorn for each connection; `bound` gives it what it works with."""
 
-    gateway: Gateway
-    timeouts: Timeouts
-
     def __init__(
         self,
+        gateway: Gateway,
+        timeouts: Timeouts,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.gateway = gateway
+        self.timeouts = timeouts
         self.stage = Stage.HEAD
         self.since = time.monotonic()  # when the stage's deadline began to run
         self.touched = False  # bytes of the next request have come
@@ -513,6 +520,6 @@ def _could_be_http(data: bytes) -> bool:
     return len(method) < 24 and method.replace(b"-", b"").isalpha()
 
 
-def bound(gateway: Gateway, timeouts: Timeouts) -> type[EdgeProtocol]:
-    """The class for `uvicorn.Config(http=…)`."""
-    return type("BoundEdgeProtocol", (EdgeProtocol,), {"gateway": gateway, "timeouts": timeouts})
+def bound(gateway: Gateway, timeouts: Timeouts) -> Callable[..., EdgeProtocol]:
+    """For `uvicorn.Config(http=…)`, which calls it as it would the class of a protocol."""
+    return partial(EdgeProtocol, gateway, timeouts)

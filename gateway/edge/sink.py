@@ -33,14 +33,6 @@ class EdgeSink:
     """The client's side of one request. Every write is a system call, so status line, headers and the body's first piece
     leave together, and so do its last piece and its end."""
 
-    gone = False
-    started = False
-    finished = False
-    paused = False
-    _chunked = False
-    _head = b""
-    _watcher: Watcher | None = None
-
     def __init__(
         self,
         transport: "asyncio.Transport",
@@ -55,6 +47,13 @@ class EdgeSink:
         self._on_finish = on_finish
         self._keep_alive = keep_alive
         self._version_1_0 = version_1_0
+        self.gone = False
+        self.started = False
+        self.finished = False
+        self.paused = False
+        self._chunked = False
+        self._head = b""
+        self._watcher: Watcher | None = None
 
     @property
     def keep_alive(self) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.observe.metrics import Histogram
+from gateway.observe.counters import Histogram
 
 
 async def sample_loop_lag(lag: Histogram, interval: float = 0.25) -> None:

@@ -84,8 +84,8 @@ class _HeadReader:
         return self.found
 
 
-class Connection(asyncio.Protocol):
-    """A connection to one engine: idle in its pool, or busy with one exchange."""
+class Connection:
+    """A connection to one engine: idle in its pool, or busy with one exchange. The event loop's protocol for it."""
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
@@ -160,6 +160,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+
+    def pause_writing(self) -> None:
+        """A request is one write, and what is next waits for its answer."""
+
+    def resume_writing(self) -> None:
+        pass
 
     def data_received(self, data: bytes) -> None:
         if self._between:
@@ -265,7 +271,7 @@ class Pool:
         host, port = parts.hostname or "", parts.port or (443 if secure else 80)
         loop = asyncio.get_running_loop()
         self._connect: Callable[[], object] = lambda: loop.create_connection(
-            lambda: Connection(self), host, port, ssl=tls if secure else None
+            lambda: cast(asyncio.Protocol, Connection(self)), host, port, ssl=tls if secure else None
         )
         authority = f"[{host}]" if ":" in host else host
         lines = [f"host: {authority}:{port}", "content-type: application/json", "accept-encoding: identity"]
@@ -407,7 +413,7 @@ class EngineClient:
             try:
                 return await collected.done
             except StaleConnectionError:
-                continue
+                pass
             finally:
                 connection.release()
         raise Unreachable("a fresh connection was closed at once")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from gateway.config.load import parse
-from gateway.observe.logs import AccessRecord
+from gateway.observe.access import AccessRecord
 from tests.docs.readme import BLOCKS, ROOT, TEXT, Block, after, blocks, commands, words
 from tests.fake_engine import FakeEngine
 from tests.served import KEY, Penstock, until

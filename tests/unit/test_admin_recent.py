@@ -6,7 +6,7 @@ from itertools import count
 from gateway.admin.figures import Look, look
 from gateway.admin.pulse import STRIDE, Pulse
 from gateway.admin.recent import Recent
-from gateway.observe.logs import AccessRecord
+from gateway.observe.access import AccessRecord
 from gateway.observe.metrics import Metrics
 
 

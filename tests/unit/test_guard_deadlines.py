@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from gateway.edge.protocol import WRITE_TIMEOUT, EdgeProtocol, Stage, Timeouts, bound
-from gateway.observe.metrics import Metrics
+from tests.bare import bare_gateway
 
 TIMEOUTS = Timeouts(header=10, body=30, idle=75)
 
@@ -49,14 +48,13 @@ class Wire(asyncio.Transport):
 
 async def connected() -> tuple[EdgeProtocol, Wire, float]:
     """A connection, its other end, and now."""
-    gateway: Any = SimpleNamespace(metrics=Metrics(), policy=SimpleNamespace(max_body_bytes=100))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError
 
     config = uvicorn.Config(app, lifespan="off", log_config=None)
     config.load()
-    protocol, wire = bound(gateway, TIMEOUTS)(config, ServerState(), {}), Wire()
+    protocol, wire = bound(bare_gateway(), TIMEOUTS)(config, ServerState(), {}), Wire()
     protocol.connection_made(wire)
     return protocol, wire, time.monotonic()
 

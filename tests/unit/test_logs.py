@@ -15,7 +15,8 @@ import structlog
 import uvicorn
 
 from gateway.observe import logs
-from gateway.observe.logs import UVICORN, AccessLog, AccessRecord, encode
+from gateway.observe.access import AccessLog, AccessRecord, encode
+from gateway.observe.logs import UVICORN
 
 RECORD = AccessRecord(
     time=1795503123.25,

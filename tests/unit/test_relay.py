@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from gateway import errors
 from gateway.errors import GatewayError
-from gateway.observe.metrics import Histogram
+from gateway.observe.counters import Histogram
 from gateway.relay import (
     DOUBTFUL_AFTER,
     KEEP_ALIVE_AFTER,
@@ -523,7 +523,7 @@ async def test_the_ticker_wakes_all_until_it_is_stopped() -> None:
 
     ticker = Ticker(interval=0.001)
     ticker.stop()
-    ticker.relays.add(Woken())  # type: ignore[arg-type]
+    ticker.relays.add(Woken())
     ticker.start()
     for _ in range(2):
         await asyncio.wait_for(woken.wait(), 10)

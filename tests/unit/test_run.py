@@ -3,10 +3,10 @@
 from typing import cast
 
 from gateway import errors
-from gateway.policy import Gateway
 from gateway.run import Run
 from gateway.types import Head, Sink, Watcher
 from gateway.wire.openai import ENDPOINTS
+from tests.bare import bare_gateway
 
 HEAD = Head(ENDPOINTS[0], "r", (), (), b"", b"", None, None, "")
 
@@ -33,10 +33,10 @@ class Client:
     def watch(self, watcher: Watcher | None) -> None: ...
 
 
-def test_the_status_that_is_logged_is_the_one_that_was_sent() -> None:
+async def test_the_status_that_is_logged_is_the_one_that_was_sent() -> None:
     for sent, status in ((0, 502), (200, 200)):  # 200 has gone out with a keep-alive before any event came
         client = Client(sent)
-        run = Run(cast(Gateway, None), HEAD, cast(Sink, client))
+        run = Run(bare_gateway(), HEAD, cast(Sink, client))
         run.answer(errors.engine_failed())
         assert client.status == status
         outcome = run.outcome(None)
