@@ -9,6 +9,7 @@ from gateway.limits.base import Limiter
 from gateway.store.base import KeyRecord, TeamRecord
 from gateway.types import Caller
 
+MAX_KNOWN: Final = 10_000  # headers that a keyring remembers, rather than hash their keys again
 MAX_KEY: Final = 256  # bytes; keeps a megabyte key from being hashed
 
 
@@ -47,11 +48,16 @@ class Keyring:
         self._callers = callers
         self.anonymous = anonymous  # who everybody is under `auth: none`
         self._complete = complete  # False: there may be keys that could not be read from the store
+        self._known: dict[tuple[tuple[bytes, ...], tuple[bytes, ...]], Caller] = {}  # by the headers that were right
 
     def identify(self, authorization: tuple[bytes, ...], api_key: tuple[bytes, ...]) -> Caller:
         """Raises `GatewayError` invalid_api_key, ambiguous_credentials or store_unavailable."""
         if self.anonymous is not None:
             return self.anonymous
+        headers = (authorization, api_key)
+        known = self._known.get(headers)
+        if known is not None:
+            return known
         key = credential(authorization, api_key)
         if key is None or len(key) > MAX_KEY:
             refuse()
@@ -60,6 +66,9 @@ class Keyring:
             if not self._complete:
                 raise store_unavailable()
             refuse()
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[headers] = caller
         return caller
 
 

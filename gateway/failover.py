@@ -30,7 +30,7 @@ async def take_up(client: EngineClient, replica: Replica, call: Call, trail: Tra
     head = trail.head()
     rest = ending(call, cut, head) if finished(call, cut) else b""
     body = call.body if rest else continuation(call, cut)
-    return Resumption(call._replace(body=body), ResumedMeter(call, trail, cut, head), rest)
+    return Resumption(call.with_body(body), ResumedMeter(call, trail, cut, head), rest)
 
 
 async def find_cut(client: EngineClient, replica: Replica, trail: Trail, straddle: int) -> Cut:

@@ -15,7 +15,7 @@ REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,128}")
 
 
 def fresh_id() -> str:
-    return f"{_PROCESS}{next(_count):012x}"  # unique; nothing hangs on its being unguessable
+    return "%s%012x" % (_PROCESS, next(_count))  # noqa: UP031 - a fifth of the time. Unique; nothing hangs on its being unguessable
 
 
 def request_id(given: bytes | None) -> str | None:

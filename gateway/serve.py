@@ -17,7 +17,7 @@ from gateway.relay import ClientGone, relay
 from gateway.resilience.attempts import MAX_ATTEMPTS
 from gateway.retry import failed, next_replica
 from gateway.routing.balance import pick
-from gateway.routing.models import Plan, plan
+from gateway.routing.models import plan
 from gateway.run import Run
 from gateway.turn import hand_over, wait_in_line
 from gateway.types import Call, Head, Sink
@@ -41,8 +41,8 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
         judge_head(head, policy.max_body_bytes)
         call = run.call = decode(head.endpoint, body if isinstance(body, bytes) else await body())
         run.ready = time.monotonic()
-        made = plan(call, run.caller, policy.models, run.ready)
-        model = run.model = made.model
+        model, deadline = plan(call, run.caller, policy.models, run.ready)
+        run.model = model
         places = model.places
         if places.full:
             raise errors.overloaded(model.name)
@@ -50,10 +50,11 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
         if places.open < places.most:
             places.open += 1
         else:
-            await wait_in_line(run, model, made.deadline)
+            await wait_in_line(run, model, deadline)
         model.metrics.inflight += 1
         try:
-            await attempts(gateway, run, call, made)
+            run.bind(call, model, deadline)
+            await attempts(gateway, run, call, model)
         finally:
             model.metrics.inflight -= 1
             if places.waiting:
@@ -74,11 +75,9 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
         gateway.requests.discard(run)
 
 
-async def attempts(gateway: Gateway, run: Run, call: Call, plan: Plan[Model]) -> None:
+async def attempts(gateway: Gateway, run: Run, call: Call, model: Model) -> None:
     """Pick and attempt, until an answer is whole or can't be had. Free before the first byte, afterwards only by resuming."""
-    model, breakers = plan.model, gateway.breakers
-    run.bind(call, plan)
-    outcomes, failovers = model.metrics.attempts, model.metrics.failovers
+    breakers, outcomes, failovers = gateway.breakers, model.metrics.attempts, model.metrics.failovers
     while len(run.tried) < MAX_ATTEMPTS + run.deaths:
         if run.cause is None:
             replica = pick(gateway.fleet.view.of(model.name), (), gateway.client.open, breakers)

@@ -56,17 +56,35 @@ class Caller(NamedTuple):
     team: str | None = None  # the team's id
 
 
-class Call(NamedTuple):
+class Call:
     """What is asked for: the body, judged."""
 
-    endpoint: Endpoint
-    model: str  # as the client wrote it
-    body: dict[str, Any]  # judged; encoded afresh for the engine
-    size: int  # bytes of the body as it came
-    stream: bool
-    include_usage: bool  # the client itself asked for the usage chunk
-    max_tokens: int | None  # bound on the answer's tokens (times n, times prompts), None if the client set none
-    media: bool = False  # it may hold pictures or sound, whose bytes say nothing about their tokens
+    __slots__ = ("body", "endpoint", "include_usage", "max_tokens", "media", "model", "size", "stream")
+
+    def __init__(  # noqa: PLR0917
+        self,
+        endpoint: Endpoint,
+        model: str,  # as the client wrote it
+        body: dict[str, Any],  # judged; encoded afresh for the engine
+        size: int,  # bytes of the body as it came
+        stream: bool,
+        include_usage: bool,  # the client itself asked for the usage chunk
+        max_tokens: int | None,  # bound on the answer's tokens (times n, times prompts), None if the client set none
+        media: bool = False,  # it may hold pictures or sound, whose bytes say nothing about their tokens
+    ) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self.body = body
+        self.size = size
+        self.stream = stream
+        self.include_usage = include_usage
+        self.max_tokens = max_tokens
+        self.media = media
+
+    def with_body(self, body: dict[str, Any]) -> "Call":
+        return Call(
+            self.endpoint, self.model, body, self.size, self.stream, self.include_usage, self.max_tokens, self.media
+        )
 
 
 class Usage(NamedTuple):
@@ -77,16 +95,31 @@ class Usage(NamedTuple):
     cached: int = 0  # of the prompt, found in the prefix cache
 
 
-class Outcome(NamedTuple):
+State = Literal["completed", "client_cancelled", "engine_failed", "refused", "error"]
+
+
+class Outcome:
     """How a request ended: settled, counted and logged exactly once."""
 
-    status: int  # HTTP status sent, or that would have been sent (499: the client left first)
-    state: Literal["completed", "client_cancelled", "engine_failed", "refused", "error"]
-    error: str | None  # error code
-    usage: Usage | None  # None: no engine worked on it
-    replica: str | None
-    ttft: float | None  # seconds from arrival to the first byte of the answer
-    attempts: int
+    __slots__ = ("attempts", "error", "replica", "state", "status", "ttft", "usage")
+
+    def __init__(  # noqa: PLR0917
+        self,
+        status: int,  # HTTP status sent, or that would have been sent (499: the client left first)
+        state: State,
+        error: str | None,  # error code
+        usage: Usage | None,  # None: no engine worked on it
+        replica: str | None,
+        ttft: float | None,  # seconds from arrival to the first byte of the answer
+        attempts: int,
+    ) -> None:
+        self.status = status
+        self.state = state
+        self.error = error
+        self.usage = usage
+        self.replica = replica
+        self.ttft = ttft
+        self.attempts = attempts
 
 
 class Sink(Protocol):

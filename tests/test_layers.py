@@ -144,7 +144,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "fastapi": ("gateway.admin", "gateway.api", "gateway.app"),
     "httptools": ("gateway.edge", "gateway.upstream", "gateway.bench"),
     "jinja2": ("gateway.usage.template",),
-    "mypy_extensions": ("gateway.edge",),
+    "mypy_extensions": ("gateway.edge", "gateway.limits"),
     "orjson": ("gateway",),
     "prometheus_client": ("gateway.observe",),
     "pydantic": ("gateway.admin", "gateway.api", "gateway.config", "engines.spec"),

@@ -18,6 +18,14 @@ def status_line(status: int) -> bytes:
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
+_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1024)]
+
+
+def size_line(size: int) -> bytes:
+    """What a chunk begins with."""
+    return _SIZE_LINES[size] if size < 1024 else b"%x\r\n" % size
+
+
 _default: tuple[Headers, bytes] = ([], b"")  # the last ones seen, and the same as lines: they change once a second
 
 
@@ -82,9 +90,9 @@ class EdgeSink:
         if self.gone or not data:
             return
         if self._chunked and not self._head:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+            data = b"%b%b\r\n" % (size_line(len(data)), data)
         elif self._chunked:
-            data = b"%b%x\r\n%b\r\n" % (self._head, len(data), data)
+            data = b"%b%b%b\r\n" % (self._head, size_line(len(data)), data)
             self._head = b""
         elif self._head:
             data = self._head + data
@@ -97,8 +105,9 @@ class EdgeSink:
         self.finished = True
         if not self.gone:
             if self._chunked:
-                end = b"%b%x\r\n%b\r\n0\r\n\r\n" % (self._head, len(last), last) if last else self._head + b"0\r\n\r\n"
-                self._transport.write(end)
+                if last:
+                    last = b"%b%b\r\n" % (size_line(len(last)), last)
+                self._transport.write(b"%b%b0\r\n\r\n" % (self._head, last))
             elif self._head or last:
                 self._transport.write(self._head + last)
             self._head = b""

@@ -1,8 +1,6 @@
 """What limits tell a client: x-ratelimit-* on every reply."""
 
 import math
-from functools import lru_cache
-from typing import Final
 
 from gateway.limits.base import Standing
 
@@ -13,20 +11,32 @@ def limit_headers(standing: Standing) -> bytes:
     found = b""
     if requests is not None:
         limit, remaining, reset = requests
-        found = _REQUESTS % (limit, remaining, _duration(math.ceil(reset * 1000)))
+        found = (
+            b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n"
+            % (limit, remaining, _known(math.ceil(reset * 1000)))
+        )
     if tokens is not None:
         limit, remaining, reset = tokens
-        found += _TOKENS % (limit, remaining, _duration(math.ceil(reset * 1000)))
+        found += (
+            b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n"
+            % (limit, remaining, _known(math.ceil(reset * 1000)))
+        )
     return found
 
 
-_LINES: Final = b"x-ratelimit-limit-KIND: %d\r\nx-ratelimit-remaining-KIND: %d\r\nx-ratelimit-reset-KIND: %b\r\n"
-_REQUESTS: Final = _LINES.replace(b"KIND", b"requests")
-_TOKENS: Final = _LINES.replace(b"KIND", b"tokens")
+_durations: dict[int, bytes] = {}
 
 
-# After an admission a reset lies between 60 and 60.5 s: a few hundred values come again and again.
-@lru_cache(maxsize=1024)
+def _known(ms: int) -> bytes:
+    """After an admission a reset lies between 60 and 60.5 s: a few hundred values come again and again."""
+    found = _durations.get(ms)
+    if found is None:
+        if len(_durations) >= 1024:
+            _durations.clear()
+        found = _durations[ms] = _duration(ms)
+    return found
+
+
 def _duration(ms: int) -> bytes:
     """As Go prints a duration and OpenAI sends it: 12ms, 6s, 6.5s, 1m0s."""
     if ms < 1000:

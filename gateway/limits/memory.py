@@ -12,6 +12,8 @@ from operator import attrgetter
 from typing import Final, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
+from mypy_extensions import mypyc_attr
+
 from gateway.limits.base import FREE, Account, Budget, Lease, Limits, Period, Price, Refused, Standing, Window
 from gateway.limits.budgets import Held, Tally
 
@@ -44,7 +46,6 @@ class _Account:
     """What one key or team used in the last minute, and holds now."""
 
     __slots__ = (
-        "__weakref__",
         "bound",
         "buckets",
         "counts_tokens",
@@ -189,6 +190,22 @@ def _window(limit: int, used: int, reset: float) -> Window:
     return _new(Window, (limit, limit - used if used < limit else 0, reset))
 
 
+@mypyc_attr(native_class=False)  # or nothing could refer to it weakly
+class _Holder:
+    """What callers hold of an account: when the last of them is gone, it may be forgotten."""
+
+    def __init__(self, account: _Account) -> None:
+        self.account = account
+
+    @property
+    def limits(self) -> Limits:
+        return self.account.limits
+
+    @property
+    def counts_tokens(self) -> bool:
+        return self.account.counts_tokens
+
+
 class _Lease:
     __slots__ = ("_account", "_bucket", "reserved", "standing")
 
@@ -278,28 +295,30 @@ class MemoryLimiter:
         self._clock = clock
         self._calendar = calendar
         # Whoever may make requests holds an account; what is counted holds it too, until it counts no longer.
-        self._accounts: WeakValueDictionary[str, _Account] = WeakValueDictionary()
-        self._counting: set[_Account] = set()
+        self._holders: WeakValueDictionary[str, _Holder] = WeakValueDictionary()
+        self._counting: set[_Holder] = set()
 
     def account(
         self, owner: str, limits: Limits, budgets: Sequence[Budget] = (), team: Account | None = None
     ) -> Account:
-        account = self._accounts.get(owner)
-        if account is None:
-            account = self._accounts[owner] = _Account()
-            self._counting.add(account)
-        account.limit(limits, budgets, None if team is None else _own(team))
-        return account
+        holder = self._holders.get(owner)
+        if holder is None:
+            holder = self._holders[owner] = _Holder(_Account())
+            self._counting.add(holder)
+        holder.account.limit(limits, budgets, None if team is None else _own(team))
+        return holder
 
     def sweep(self) -> None:
         """Forgets the accounts that nobody holds any more, once nothing is counted on them. To be called now and then,
         and before keys go."""
         now = self._clock()
-        self._counting = {account for account in self._accounts.values() if not account.idle(now)}
+        self._counting = {holder for holder in self._holders.values() if not holder.account.idle(now)}
 
     async def admit(self, account: Account, prompt_tokens: int, answer_tokens: int, price: Price = FREE) -> Lease:
-        if not isinstance(account, _Account):
-            raise TypeError("an account of another limiter")
+        return self.decide(_own(account), prompt_tokens, answer_tokens, price)
+
+    def decide(self, account: _Account, prompt_tokens: int, answer_tokens: int, price: Price) -> Lease:
+        """As `admit`."""
         if account.unlimited:
             return _UNLIMITED
         now = self._clock()
@@ -344,9 +363,10 @@ class MemoryLimiter:
 
     def use(self, owner: str) -> Use | None:
         """How an account stands; None if there is none. Not for the request path."""
-        account = self._accounts.get(owner)
-        if account is None:
+        holder = self._holders.get(owner)
+        if holder is None:
             return None
+        account = holder.account
         now, today = self._clock(), self._calendar()
         if now >= account.newest_end:
             account.advance(now)
@@ -363,8 +383,8 @@ class MemoryLimiter:
         """What all budgets have counted by now. Rolls those whose period is over."""
         today = self._calendar()
         marks: dict[str, list[tuple[Tally, float, int]]] = {}
-        for owner, account in self._accounts.items():
-            for tally in account.tallies:
+        for owner, holder in self._holders.items():
+            for tally in holder.account.tallies:
                 tally.roll(today)
                 marks.setdefault(owner, []).append((tally, tally.until, tally.spent))
         return marks
@@ -387,9 +407,9 @@ def has_news(mark: Mark) -> bool:
 
 
 def _own(account: Account) -> _Account:
-    if not isinstance(account, _Account):
+    if not isinstance(account, _Holder):
         raise TypeError("an account of another limiter")
-    return account
+    return account.account
 
 
 def _tighter(one: Standing, other: Standing) -> Standing:

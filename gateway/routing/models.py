@@ -1,7 +1,7 @@
 """Stage 3: from a name and a caller to a plan."""
 
 from collections.abc import Mapping
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from gateway.errors import GatewayError
 from gateway.types import Call, Caller
@@ -27,13 +27,6 @@ class Routed(Protocol):
 M = TypeVar("M", bound=Routed)
 
 
-class Plan(NamedTuple, Generic[M]):
-    """What is to be done: the model that answers, and until when."""
-
-    model: M
-    deadline: float  # monotonic seconds
-
-
 def not_found(name: str) -> GatewayError:
     """One answer for a model that is not there and one that the key may not use."""
     return GatewayError(
@@ -44,8 +37,8 @@ def not_found(name: str) -> GatewayError:
     )
 
 
-def plan(call: Call, caller: Caller, models: Mapping[str, M], now: float) -> Plan[M]:
-    """`models` is by name and by alias. Raises `GatewayError` model_not_found, or what this model does not allow."""
+def plan(call: Call, caller: Caller, models: Mapping[str, M], now: float) -> tuple[M, float]:
+    """The model that answers, and until when (monotonic seconds). `models` is by name and by alias. Raises `GatewayError` model_not_found, or what this model does not allow."""
     model = models.get(call.model)
     if model is None or (caller.models is not None and model.name not in caller.models):
         raise not_found(call.model)
@@ -58,4 +51,4 @@ def plan(call: Call, caller: Caller, models: Mapping[str, M], now: float) -> Pla
                 f"Unsupported parameter: 'chat_template_kwargs.{shown(name)}'. Allowed for this model: {allowed}.",
                 param="chat_template_kwargs",
             )
-    return Plan(model, now + model.request_timeout)
+    return model, now + model.request_timeout

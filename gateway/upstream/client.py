@@ -17,7 +17,7 @@ import httptools
 
 from engines.types import Replica
 from gateway import errors
-from gateway.wire.chunked import Chunks
+from gateway.wire.chunked import Chunks, size_at
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds
 MAX_HEAD: Final = 64 * 1024  # bytes
@@ -170,14 +170,10 @@ class Connection:
     def data_received(self, data: bytes) -> None:
         if self._between:
             # An engine sends each event as a chunk of its own, and as a rule it comes alone.
-            end = data.find(b"\r\n", 0, 12)
-            try:
-                size = int(data[:end], 16)
-            except ValueError:
-                size = 0
-            if size > 0 and end + size + 4 == len(data) and data.endswith(b"\r\n"):
+            size, start = size_at(data, 0)
+            if size > 0 and start + size + 2 == len(data) and data.endswith(b"\r\n"):
                 if self._receiver is not None:
-                    self._receiver.data(data[end + 2 : -2])
+                    self._receiver.data(data[start:-2])
                 return
         self._touched = True
         try:

@@ -4,7 +4,6 @@ A stream's meter is asked about every event; most cost it a few byte searches an
 with its quotes cannot be fooled by text: inside a JSON string a quote is escaped.
 """
 
-import re
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol
@@ -80,10 +79,10 @@ def usage_of(answer: object) -> Usage | None:
     return Usage(_count(prompt), _count(completion), _count(cached))
 
 
-USAGE: Final = re.compile(
-    rb'"usage":\{"prompt_tokens":(\d{1,15}),"total_tokens":\d{1,15},"completion_tokens":(\d{1,15}),'
-    rb'"prompt_tokens_details":(?:null|\{[^{}]*?"cached_tokens":(\d{1,15})[^{}]*\})'
-)
+PROMPT: Final = b'"usage":{"prompt_tokens":'
+TOTAL: Final = b',"total_tokens":'
+COMPLETION: Final = b',"completion_tokens":'
+DETAILS: Final = b',"prompt_tokens_details":'
 
 
 def usage_in(answer: bytes) -> Usage | None:
@@ -91,13 +90,34 @@ def usage_in(answer: bytes) -> Usage | None:
 
     Inside a string a quote is escaped, so what looks like usage is usage.
     """
-    if not (answer.startswith(b"{") and answer.endswith(b"}")):
+    at = answer.rfind(PROMPT)
+    if at < 0 or not (answer.startswith(b"{") and answer.endswith(b"}")):
         return None
-    found = USAGE.match(answer, max(answer.rfind(b'"usage":{'), 0))
-    if found is None:
+    prompt, at = _number(answer, at, PROMPT)
+    _, at = _number(answer, at, TOTAL)
+    completion, at = _number(answer, at, COMPLETION)
+    if at < 0 or answer[at : at + len(DETAILS)] != DETAILS:
         return None
-    prompt, completion, cached = found.groups()
-    return Usage(int(prompt), int(completion), int(cached or 0))
+    at += len(DETAILS)
+    cached = 0
+    if answer[at : at + 4] != b"null":
+        try:
+            cached = _count(orjson.loads(answer[at : answer.find(b"}", at) + 1]).get("cached_tokens"))
+        except (orjson.JSONDecodeError, AttributeError):
+            return None
+    return Usage(prompt, completion, cached)
+
+
+def _number(text: bytes, at: int, name: bytes) -> tuple[int, int]:
+    """The number after `name` at `at`, and what follows it; -1 for the place if it is not there."""
+    if at < 0 or text[at : at + len(name)] != name:
+        return 0, -1
+    number, start = 0, at + len(name)
+    at = start
+    while 48 <= text[at] <= 57:  # the text ends with a brace
+        number = number * 10 + text[at] - 48
+        at += 1
+    return number, at if 0 < at - start < 16 else -1
 
 
 def _count(value: object) -> int:

@@ -5,8 +5,27 @@ from typing import Final
 
 MAX_TRAILER: Final = 64 * 1024  # bytes
 MAX_LINE: Final = 4 * 1024  # bytes of a chunk's size with its extensions, or of a field of the trailer
-HEX: Final = re.compile(rb"[0-9A-Fa-f]+")
 SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}(?=[ \t;]|\Z)")
+
+
+def size_at(data: bytes, at: int) -> tuple[int, int]:
+    """The size of the chunk that begins at `at`, and where its bytes begin; -1 if there are no plain digits with their line
+    end, as where an extension follows them. Digit by digit: compiled, that is quicker than one call of `bytes.find`."""
+    size, start, end = 0, at, min(len(data), at + 8)
+    while at < end:
+        digit = data[at]
+        if 48 <= digit <= 57:
+            size = size * 16 + digit - 48
+        elif 97 <= digit <= 102:
+            size = size * 16 + digit - 87
+        elif 65 <= digit <= 70:
+            size = size * 16 + digit - 55
+        else:
+            break
+        at += 1
+    if at == start or at + 1 >= len(data) or data[at] != 13 or data[at + 1] != 10:
+        return -1, at
+    return size, at + 2
 
 
 class ChunkedError(ValueError):
@@ -65,18 +84,19 @@ class Chunks:
         return rest
 
     def _plain(self, data: bytes) -> bytes | None:
-        """The quick way for whole chunks without line ends in them, which is what engines send; None if it is not that."""
-        parts = data.split(b"\r\n")
-        if parts.pop() or not parts or len(parts) % 2:
+        """The quick way for whole chunks, which is what engines send; None if it is not that."""
+        pieces: list[bytes] = []
+        at, end, size = 0, len(data), -1
+        while at < end and size:
+            size, start = size_at(data, at)
+            at = start + size
+            if size < 0 or at + 2 > end or data[at] != 13 or data[at + 1] != 10:
+                return None
+            pieces.append(data[start:at])
+            at += 2
+        if at < end:
             return None
-        pieces = parts[1::2]
-        sizes = parts[::2]
-        if not HEX.fullmatch(b"".join(sizes)):
-            return None
-        lengths = list(map(len, pieces))
-        if b"" in sizes or lengths != [int(size, 16) for size in sizes] or 0 in lengths[:-1]:
-            return None
-        self.whole = not lengths[-1]
+        self.whole = self.whole or not size
         return b"".join(pieces)
 
     def _line(self, data: bytes, at: int, end: int) -> None:

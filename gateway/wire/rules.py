@@ -86,7 +86,7 @@ def integer(low: int, high: int, *, null: bool = True) -> Rule:
     return rule
 
 
-def decimal(low: float, high: float, *, above: float | None = None) -> Rule:
+def decimal(low: int, high: int, *, above: int | None = None) -> Rule:
     """A number in [low, high]; with `above`, it must also be greater than that (open lower end)."""
 
     def rule(value: object, path: str) -> None:

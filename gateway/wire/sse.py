@@ -43,12 +43,17 @@ class Splitter:
             data = self._with_lf(data)
         if self.rest:
             data = self.rest + data
-        parts = data.split(b"\n\n")
+        # Lines are found several times as quickly as blank lines, and an event is one line as a rule.
+        parts = data.split(b"\n")
+        parts = parts[::2] if len(parts) % 2 and not any(parts[1::2]) else data.split(b"\n\n")
         self.rest = parts.pop()
         if len(self.rest) > MAX_EVENT:
             raise EventTooLargeError
         # A further blank line between events leaves a part that is empty or starts with LF.
-        return [part for raw in parts if (part := raw.lstrip(b"\n"))]
+        for part in parts:
+            if not part or part[0] == 10:
+                return [part for raw in parts if (part := raw.lstrip(b"\n"))]
+        return parts
 
     def _with_lf(self, data: bytes) -> bytes:
         if self._held_cr:

@@ -103,7 +103,6 @@ def test_usage_found_in_a_text_is_the_usage_in_the_answer(
         b"{}",
         b"not json",
         b'{"usage":null}',
-        b'{"usage":{"prompt_tokens":1}}',
         b'{"usage": {"prompt_tokens": 1, "total_tokens": 1}}',
         b'{"usage":{"prompt_tokens":3,"total_tokens":5,"completion_tokens":2,"prompt_tokens_details":null}',
     ],

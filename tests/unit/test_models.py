@@ -41,9 +41,9 @@ def caller(*models: str) -> Caller:
     ],
 )
 def test_found(name: str, may_use: tuple[str, ...], found: Model) -> None:
-    made = plan(asked(name), caller(*may_use), MODELS, now=100)
-    assert made.model is found
-    assert made.deadline == 100 + found.request_timeout
+    model, deadline = plan(asked(name), caller(*may_use), MODELS, now=100)
+    assert model is found
+    assert deadline == 100 + found.request_timeout
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_not_found(name: str, may_use: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("given", [None, {}, {"enable_thinking": True}])
 def test_allowed_template_kwargs(given: Any) -> None:
-    assert plan(asked("tiny", chat_template_kwargs=given), caller(), MODELS, now=0).model is TINY
+    assert plan(asked("tiny", chat_template_kwargs=given), caller(), MODELS, now=0)[0] is TINY
 
 
 @pytest.mark.parametrize("allowed", [frozenset({"enable_thinking"}), frozenset()])
