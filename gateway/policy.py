@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from engines.types import FleetView
 from gateway.auth import Keyring
+from gateway.cork import Cork
 from gateway.drive import Event
 from gateway.limits.base import Limiter, Price
 from gateway.observe.access import AccessLog
@@ -90,6 +91,7 @@ class Gateway:
     access_log: AccessLog
     note_usage: Callable[[tuple[object, ...]], None] | None = None  # takes a `UsageRow` without its id; never blocks
     ticker: Ticker = field(default_factory=Ticker)
+    cork: Cork = field(default_factory=Cork)
     breakers: Breakers = field(default_factory=Breakers)
     draining: bool = False  # on its way out: not ready, and connections are told to close
     refusing: bool = False  # new requests too are told to go elsewhere

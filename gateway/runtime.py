@@ -32,6 +32,7 @@ from gateway.compose import Memory, admin_digest, make_keyring, make_policy, sou
 from gateway.config.load import load
 from gateway.config.schema import Config, ServerConfig, listen_address
 from gateway.config.watch import watch
+from gateway.cork import Cork
 from gateway.edge.protocol import EdgeProtocol, Timeouts, bound
 from gateway.limits.memory import MemoryLimiter
 from gateway.listen import CannotListenError, handed_over, listen, notify, url
@@ -99,7 +100,8 @@ class Process:
             sys.stderr.write(f"penstock: {error}\n")
             return 1
         metrics = Metrics()
-        client = EngineClient()
+        cork = Cork()
+        client = EngineClient(cork)
         self._fleet = Fleet(
             sources(self._config),
             base_dir=Path.cwd(),
@@ -117,6 +119,7 @@ class Process:
             limiter=self._limiter,
             metrics=metrics,
             access_log=AccessLog(tap=recent.extend),
+            cork=cork,
         )
         self._books = Books(self._config.store, self._limiter, self._rekey)
         self._fleet.subscribe(lambda view: gateway.breakers.keep(one.id for one in view.all() if one.state in AT_WORK))

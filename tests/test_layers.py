@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "I/O",
         (
             "gateway.auth",
+            "gateway.cork",
             "gateway.drive",
             "gateway.limits.redis",
             "gateway.observe",
@@ -89,6 +90,7 @@ NEIGHBOURS: dict[str, tuple[str, ...]] = {
     "engines.command": ("engines.spec",),
     "engines.rollout": ("engines.command", "engines.spec"),
     "gateway.auth": ("gateway.store",),
+    "gateway.upstream": ("gateway.cork",),
     "gateway.usage.ledger": ("gateway.store",),
     "gateway.policy": ("gateway.relay",),
     "gateway.run": ("gateway.policy", "gateway.relay"),

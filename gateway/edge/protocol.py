@@ -154,8 +154,13 @@ class EdgeProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         self.stage = Stage.ANSWER
         self._fault = self._whole = None
+        gateway = self.gateway
         sink = EdgeSink(
-            self.transport, self.server_state, self._answered, keep_alive=keep_alive and not self.gateway.draining
+            self.transport,
+            self.server_state,
+            self._answered,
+            gateway.cork,
+            keep_alive=keep_alive and not gateway.draining,
         )
         self.sink = sink
         self._drive(head, body, sink)
@@ -348,6 +353,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.transport,
             self.server_state,
             self._answered,
+            self.gateway.cork,
             keep_alive=self.version != "1.0" and self.parser.should_keep_alive() and not self.gateway.draining,
             version_1_0=self.version == "1.0",
         )
@@ -363,7 +369,7 @@ class EdgeProtocol(HttpToolsProtocol):
         assert sink is not None
         if self.stage is Stage.BODY:
             if self.expect_100_continue:
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.gateway.cork.write(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
             self.since = time.monotonic()
             self._whole = self.loop.create_future()
             await self._whole
@@ -381,7 +387,11 @@ class EdgeProtocol(HttpToolsProtocol):
         if sink is None or sink.gone or self.transport.is_closing():
             return
         if not sink.keep_alive:
-            self.transport.close() if self.stage is Stage.ANSWER else self._close_gently()
+            if self.stage is Stage.ANSWER:
+                self.gateway.cork.flush(self.transport)
+                self.transport.close()
+            else:
+                self._close_gently()
         elif self.stage is Stage.BODY:
             self._discard = True
             self.since = time.monotonic()
@@ -433,7 +443,7 @@ class EdgeProtocol(HttpToolsProtocol):
         fields = [*wire_errors.headers(error), (b"content-type", b"application/json"), (b"connection", b"close")]
         fields.append((b"content-length", b"%d" % len(body)))
         head = status_line(error.status) + default_lines(self.server_state.default_headers) + lines(fields)
-        self.transport.write(b"%b\r\n%b" % (head, body))
+        self.gateway.cork.write(self.transport, b"%b\r\n%b" % (head, body))
         self.gateway.metrics.other_model.request("none", error.status, 0)
         self._close_gently()
 
@@ -443,6 +453,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.stage = Stage.CLOSING
         self.since = time.monotonic()
         self._held = b""
+        self.gateway.cork.flush(self.transport)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER, self.transport.abort)
@@ -489,6 +500,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.sink is not None and not self.sink.finished:
             self.sink.close_after()
         else:
+            self.gateway.cork.flush(self.transport)
             super().shutdown()
 
     # ---- deadlines
@@ -507,6 +519,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.stage is Stage.HEAD:
             if not self.touched:
                 if waited > self.timeouts.idle:
+                    self.gateway.cork.flush(self.transport)
                     self.transport.close()
             elif waited > self.timeouts.header:
                 self._refuse(GatewayError(408, "request_timeout", "The request's headers took too long to come."))

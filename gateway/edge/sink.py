@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from uvicorn.server import ServerState
 
+from gateway.cork import Cork
 from gateway.types import Headers, Watcher, lines
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class EdgeSink:
         transport: "asyncio.Transport",
         state: ServerState,
         on_finish: Callable[[], None],
+        cork: Cork,
         *,
         keep_alive: bool,
         version_1_0: bool = False,
@@ -53,6 +55,7 @@ class EdgeSink:
         self._transport = transport
         self._state = state
         self._on_finish = on_finish
+        self._cork = cork
         self._keep_alive = keep_alive
         self._version_1_0 = version_1_0
         self.gone = False
@@ -97,7 +100,7 @@ class EdgeSink:
         elif self._head:
             data = self._head + data
             self._head = b""
-        self._transport.write(data)
+        self._cork.write(self._transport, data)
 
     def finish(self, last: bytes = b"") -> None:
         if self.finished:
@@ -107,9 +110,9 @@ class EdgeSink:
             if self._chunked:
                 if last:
                     last = b"%b%b\r\n" % (size_line(len(last)), last)
-                self._transport.write(b"%b%b0\r\n\r\n" % (self._head, last))
+                self._cork.write(self._transport, b"%b%b0\r\n\r\n" % (self._head, last))
             elif self._head or last:
-                self._transport.write(self._head + last)
+                self._cork.write(self._transport, self._head + last)
             self._head = b""
         self._on_finish()
 

@@ -17,6 +17,7 @@ import httptools
 
 from engines.types import Replica
 from gateway import errors
+from gateway.cork import Cork
 from gateway.wire.chunked import Chunks, size_at
 
 CONNECT_TIMEOUT: Final = 5.0  # seconds
@@ -110,7 +111,7 @@ class Connection:
         self._touched = self._whole = self._between = False
         self._left = self._chunks = None
         self._head = b""
-        self._transport.write(request)
+        self._pool.cork.write(self._transport, request)
 
     def release(self, *, answered: bool = False) -> None:
         """The exchange is over for the gateway: back into the pool, or closed if its answer has not ended.
@@ -259,9 +260,10 @@ class Connection:
 class Pool:
     """The connections to one engine."""
 
-    __slots__ = ("_connect", "_heads", "api_key", "closed", "head", "idle", "open")
+    __slots__ = ("_connect", "_heads", "api_key", "closed", "cork", "head", "idle", "open")
 
-    def __init__(self, url: str, api_key: str | None, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, url: str, api_key: str | None, tls: ssl.SSLContext | None, cork: Cork) -> None:
+        self.cork = cork
         parts = urlsplit(url)
         secure = parts.scheme == "https"
         host, port = parts.hostname or "", parts.port or (443 if secure else 80)
@@ -368,7 +370,8 @@ class _Collected:
 class EngineClient:
     """Pools by engine: one for each address and key, so that a restarted engine gets a new one."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, cork: Cork | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._cork = cork or Cork()
         self._pools: dict[str, Pool] = {}  # by URL
         self._tls = tls
 
@@ -379,7 +382,7 @@ class EngineClient:
                 found.close()
             if self._tls is None and replica.url.startswith("https:"):
                 self._tls = ssl.create_default_context()
-            found = self._pools[replica.url] = Pool(replica.url, replica.api_key, self._tls)
+            found = self._pools[replica.url] = Pool(replica.url, replica.api_key, self._tls, self._cork)
         return found
 
     def open(self, replica: Replica) -> int:

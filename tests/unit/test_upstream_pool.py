@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 
+from gateway.cork import Cork
 from gateway.upstream.client import Connection, Pool, Unreachable
 
 
@@ -13,7 +14,7 @@ class Closed(asyncio.Transport):
 
 
 async def test_a_connection_that_is_lost_before_anything_is_sent_is_none() -> None:
-    pool = Pool("http://127.0.0.1:9", None, None)
+    pool = Pool("http://127.0.0.1:9", None, None, Cork())
 
     async def accepted_and_closed() -> tuple[asyncio.Transport, Connection]:
         transport, connection = Closed(), Connection(pool)

@@ -1,0 +1,60 @@
+"""What a turn of the loop writes: at its end, in order, each transport's own; and nothing lost by what is done in between."""
+
+import asyncio
+from typing import Any, cast
+
+from gateway.cork import Cork
+
+
+class Wire:
+    def __init__(self, *, fails: bool = False) -> None:
+        self.said: list[bytes] = []
+        self.closing = False
+        self.fails = fails
+
+    def write(self, data: bytes) -> None:
+        if self.fails:
+            raise RuntimeError
+        self.said.append(data)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+
+def wires(number: int) -> list[Any]:
+    return [cast(Any, Wire()) for _ in range(number)]
+
+
+async def test_what_a_turn_writes_goes_out_at_its_end_in_one_piece() -> None:
+    cork, (one, two) = Cork(), wires(2)
+    cork.write(one, b"a")
+    cork.write(two, b"b")
+    cork.write(one, b"c")
+    assert (one.said, two.said) == ([], [])
+    await asyncio.sleep(0)
+    assert (one.said, two.said) == ([b"ac"], [b"b"])
+    cork.write(one, b"d")
+    await asyncio.sleep(0)
+    assert one.said == [b"ac", b"d"]
+
+
+async def test_what_is_flushed_goes_out_at_once_and_once() -> None:
+    cork, (one, two) = Cork(), wires(2)
+    cork.flush(one)
+    cork.write(one, b"a")
+    cork.flush(one)
+    assert one.said == [b"a"]
+    cork.write(one, b"b")
+    cork.write(two, b"c")
+    await asyncio.sleep(0)
+    assert (one.said, two.said) == ([b"a", b"b"], [b"c"])
+
+
+async def test_a_transport_that_closes_or_fails_takes_nothing_from_the_others() -> None:
+    cork, (closed, other) = Cork(), wires(2)
+    faulty: Any = Wire(fails=True)
+    for wire in (closed, faulty, other):
+        cork.write(wire, b"a")
+    closed.closing = True
+    await asyncio.sleep(0)
+    assert (closed.said, other.said) == ([], [b"a"])
