@@ -44,6 +44,7 @@ MODULES: Final = (
     "run",
     "serve",
     "store.journal",
+    "store.sums",
     "turn",
     "types",
     "upstream.client",

@@ -22,6 +22,7 @@ from gateway.wire import errors as wire_errors
 
 NOTHING = Usage()
 _new = tuple.__new__  # a NamedTuple's own constructor takes several times as long
+MAX_MODEL = 300  # characters of a model's name that are kept for the log, which shows fewer
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for it; never sent, only counted
 
 
@@ -242,7 +243,7 @@ class Run:
                     at,
                     self.request_id,
                     self.caller.name if self.caller is not None else None,
-                    self.call.model if self.call is not None else None,
+                    self.call.model[:MAX_MODEL] if self.call is not None else None,
                     head.endpoint.path,
                     outcome.replica,
                     outcome.status,

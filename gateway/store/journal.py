@@ -24,8 +24,8 @@ from gateway.store.base import UsageRow
 
 log = structlog.get_logger("penstock")
 
-SEGMENT: Final = 4 << 20  # bytes; some 20 000 rows
-MOST_IN_MEMORY: Final = 64  # segments that are memory alone, before rows are lost
+SEGMENT: Final = 1 << 20  # bytes; some 5000 rows. As much of it as is written stands in the process's memory
+MOST_IN_MEMORY: Final = 256  # segments that are memory alone, before rows are lost
 BATCH: Final = 128 << 10  # bytes of rows that go to the store at once
 MAX_AGE: Final = (
     3600.0  # seconds after which another segment is begun: ids of rows grow with time, give or take as much

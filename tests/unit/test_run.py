@@ -3,8 +3,8 @@
 from typing import cast
 
 from gateway import errors
-from gateway.run import Run
-from gateway.types import Head, Sink, Watcher
+from gateway.run import MAX_MODEL, Run
+from gateway.types import Call, Head, Sink, Watcher
 from gateway.wire.openai import ENDPOINTS
 from tests.bare import bare_gateway
 
@@ -41,3 +41,12 @@ async def test_the_status_that_is_logged_is_the_one_that_was_sent() -> None:
         assert client.status == status
         outcome = run.outcome(None)
         assert (outcome.status, outcome.error) == (status, "engine_failed")
+
+
+async def test_a_name_of_a_megabyte_is_not_kept_for_the_log() -> None:
+    run = Run(bare_gateway(), HEAD, cast(Sink, Client(0)))
+    run.call = Call(ENDPOINTS[0], "m" * 10**6, {}, 10**6, False, False, None)
+    run.answer(errors.no_healthy_engine("m"))
+    run.settle()
+    (record,) = run.gateway.access_log._records
+    assert len(record.model or "") == MAX_MODEL
