@@ -5,10 +5,17 @@
 #
 # Both serve /etc/penstock/penstock.yaml on port 8080, as a user of their own.
 
+# The wheel holds the request path as machine code, for this Python; the engine's image has another one, and makes its own.
 FROM python:3.11.14-slim-trixie AS wheel
 WORKDIR /src
-RUN pip install --no-cache-dir hatchling==1.27.0
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc=4:* libc6-dev=2.* \
+    && rm -rf /var/lib/apt/lists/*
+COPY requirements.lock requirements-compile.lock ./
+RUN pip install --no-cache-dir hatchling==1.27.0 \
+    && pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock -r requirements-compile.lock
 COPY pyproject.toml README.md LICENSE ./
+COPY scripts/compile.py scripts/compile.py
 COPY gateway gateway
 COPY engines engines
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels .
@@ -18,10 +25,10 @@ RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels 
 # is what a model's `engine.python` must say.
 FROM vllm/vllm-openai:v0.33.0 AS engine
 RUN --mount=type=bind,source=requirements.lock,target=/tmp/requirements.lock \
-    --mount=type=bind,from=wheel,source=/wheels,target=/tmp/wheels \
+    --mount=type=bind,from=wheel,source=/src,target=/tmp/src,rw \
     python3 -m venv /opt/penstock \
     && /opt/penstock/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/requirements.lock \
-    && /opt/penstock/bin/pip install --no-cache-dir --no-deps /tmp/wheels/*.whl \
+    && /opt/penstock/bin/pip install --no-cache-dir --no-deps /tmp/src \
     && ln -s /opt/penstock/bin/penstock /usr/local/bin/penstock \
     && useradd --uid 10001 --user-group --create-home --home-dir /var/lib/penstock penstock \
     && install -d -o penstock -g penstock /var/lib/penstock/.cache
