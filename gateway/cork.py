@@ -6,8 +6,11 @@ held back by it: the turn ends when all sockets that were ready have been read.
 """
 
 import asyncio
+from typing import Final
 
 import structlog
+
+MOST: Final = 16 * 1024  # bytes for one transport
 
 log = structlog.get_logger("penstock")
 
@@ -22,12 +25,17 @@ class Cork:
         self._waiting: dict[asyncio.WriteTransport, bytes] = {}
 
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
-        """Goes out at the end of this turn. Never blocks."""
+        """Goes out at the end of this turn, or when there is much of it: what a reader does not take must be noticed while
+        more comes. Never blocks."""
         waiting = self._waiting
         if not waiting:
             asyncio.get_running_loop().call_soon(self._flush_all)
         before = waiting.get(transport)
-        waiting[transport] = data if before is None else before + data
+        if before is not None:
+            data = before + data
+        waiting[transport] = data
+        if len(data) > MOST:
+            self.flush(transport)
 
     def flush(self, transport: asyncio.WriteTransport) -> None:
         """What waits for this transport goes out now."""

@@ -19,7 +19,6 @@ def status_line(status: int) -> bytes:
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-SMALL: Final = 16 * 1024  # bytes of an answer's end that may be written after the connection went on to the next request
 _SIZE_LINES: Final = [b"%x\r\n" % size for size in range(1024)]
 
 
@@ -115,8 +114,6 @@ class EdgeSink:
             elif self._head or last:
                 self._cork.write(self._transport, self._head + last)
             self._head = b""
-            if len(last) > SMALL:
-                self._cork.flush(self._transport)  # so that it is known whether it is read before the next request is
         self._on_finish()
 
     def abort(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, cast
 
-from gateway.cork import Cork
+from gateway.cork import MOST, Cork
 
 
 class Wire:
@@ -58,3 +58,13 @@ async def test_a_transport_that_closes_or_fails_takes_nothing_from_the_others() 
     closed.closing = True
     await asyncio.sleep(0)
     assert (closed.said, other.said) == ([], [b"a"])
+
+
+async def test_much_goes_out_at_once() -> None:
+    cork, (one,) = Cork(), wires(1)
+    cork.write(one, b"a")
+    cork.write(one, b"b" * MOST)
+    assert one.said == [b"a" + b"b" * MOST]
+    cork.write(one, b"c")
+    await asyncio.sleep(0)
+    assert one.said[1:] == [b"c"]
