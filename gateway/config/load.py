@@ -13,7 +13,7 @@ from gateway.config.document import Place, Problem, Spot, UnreadableError, read
 from gateway.config.explain import explain
 from gateway.config.schema import Config
 
-_MAX_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 4 << 20
 _PART: Final = 64  # characters shown of a name
 
 
