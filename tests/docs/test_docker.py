@@ -41,7 +41,7 @@ def test_images() -> None:
     assert [stage for *_, stage in bases] == ["wheel", "engine", "gateway"], "the last one is the default"
     assert all(re.search(r":v?\d+\.\d+\.\d+", image) for image, *_ in bases), "every base is pinned"
     assert instructions("USER") == ["10001:10001"] * 2
-    assert TEXT.count("--require-hashes -r") == 2
+    assert TEXT.count("--require-hashes -r") == 3
 
 
 def test_command() -> None:
