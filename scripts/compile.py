@@ -2,7 +2,7 @@
 """Makes machine code of the request path with mypyc: a third to a half less CPU per request, the same behaviour.
 
     scripts/compile.py [--force]   needs mypy; scripts/setup-gateway brings it, and calls this
-    scripts/compile.py --check     ends well if there is something to compile, and a way to do it
+    scripts/compile.py --check     ends well if there is something to compile and a way to do it, else says what is missing
     scripts/compile.py --name      prints the folder that the code is in, or would be
 
 A part of every `pip install` from the sources, too. Needs a C compiler and Python's headers (on Debian and Ubuntu: apt
@@ -67,15 +67,21 @@ def wanting() -> str | None:
     return None
 
 
+def can_compile() -> bool:
+    """If not, it has said why."""
+    why = wanting()
+    if why is not None:
+        print(f"compile: the request path is not compiled, and runs slower: {why}", file=sys.stderr)
+    return why is None
+
+
 def compile_path(*, force: bool = False) -> Path | None:
     """The folder with the code for this interpreter; None, with a word of why, if it can't be made. Blocks for a minute."""
     compiled = load_compiled()
     folder: Path = compiled.folder()
     if folder.exists() and not force:
         return folder
-    why = wanting()
-    if why is not None:
-        print(f"compile: the request path is not compiled, and runs slower: {why}", file=sys.stderr)
+    if not can_compile():
         return None
     start = time.monotonic()
     print(f"compile: {len(compiled.MODULES)} modules of the request path …", flush=True)
@@ -118,7 +124,9 @@ def main(arguments: list[str]) -> int:
             print(load_compiled().folder())
             return 0
         case ["--check"]:
-            return int(load_compiled().folder().exists() or wanting() is not None)
+            if load_compiled().folder().exists():
+                return 1
+            return int(not can_compile())
         case [] | ["--force"]:
             return int(compile_path(force=bool(arguments)) is None)
     print(__doc__, file=sys.stderr)
