@@ -80,16 +80,17 @@ async def test_engine_killed_in_mid_stream(penstock: Penstock) -> None:
     assert answer.status == 502
     assert answer.error["code"] == "engine_failed"
 
+    async def known() -> bool:
+        return (await penstock.get("/health/ready")).status == 503
+
+    # A dead process of some gigabytes takes a moment to be gone: so long its port takes connections, and breaks them.
+    await until(known, 2)
+
     # Until the engine is back:
     answer = await penstock.post("/v1/chat/completions", chat())
     assert answer.status == 503
     assert answer.error["code"] == "no_healthy_engine"
     assert int(answer.headers["retry-after"]) > 0
-
-    async def known() -> bool:
-        return (await penstock.get("/health/ready")).status == 503
-
-    await until(known, 2)  # a dead process of some gigabytes takes a moment to be gone
     assert (await penstock.get("/health/live")).status == 200
     assert await penstock.metric("penstock_engine_up", model="smollm2", replica="smollm2/0") == 0
     await until_gone(first_life)
