@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +69,12 @@ def in_python(code: str, **variables: str) -> str:
 SHOW = "import gateway, gateway.serve; print(gateway.COMPILED, gateway.serve.__file__.endswith('.py'))"
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None or not HEADERS.exists(), reason="no C compiler, or no headers of Python's"
+)
 def test_the_tests_run_what_users_run() -> None:
     if os.environ.get("PENSTOCK_COMPILED") == "0":
         pytest.skip("PENSTOCK_COMPILED=0")
