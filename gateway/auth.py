@@ -9,7 +9,10 @@ from gateway.limits.base import Limiter
 from gateway.store.base import KeyRecord, TeamRecord
 from gateway.types import Caller
 
-MAX_KNOWN: Final = 10_000  # headers that a keyring remembers, rather than hash their keys again
+# Headers that a keyring remembers, rather than hash their keys again. The look-up is by a hash of the whole, with a secret of
+# the process's: as with digests, no time tells how much of a guess is right.
+MAX_KNOWN: Final = 10_000
+MAX_KNOWN_LENGTH: Final = 512  # bytes: a key may stand among many blanks
 MAX_KEY: Final = 256  # bytes; keeps a megabyte key from being hashed
 
 
@@ -66,9 +69,10 @@ class Keyring:
             if not self._complete:
                 raise store_unavailable()
             refuse()
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
-        self._known[headers] = caller
+        if sum(map(len, authorization + api_key)) <= MAX_KNOWN_LENGTH:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[headers] = caller
         return caller
 
 

@@ -114,7 +114,7 @@ def _number(text: bytes, at: int, name: bytes) -> tuple[int, int]:
         return 0, -1
     number, start = 0, at + len(name)
     at = start
-    while 48 <= text[at] <= 57:  # the text ends with a brace
+    while at - start < 16 and 48 <= text[at] <= 57:  # the text ends with a brace
         number = number * 10 + text[at] - 48
         at += 1
     return number, at if 0 < at - start < 16 else -1

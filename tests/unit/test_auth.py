@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.auth import MAX_KEY, Keyring, credential
+from gateway.auth import MAX_KEY, MAX_KNOWN, MAX_KNOWN_LENGTH, Keyring, credential
 from gateway.errors import GatewayError
 from gateway.keys import digest
 from gateway.limits.base import Limits
@@ -70,6 +70,19 @@ def test_keyring() -> None:
     assert len(set(refusals)) == 1
     assert refusals[0][:2] == (401, "invalid_api_key")
     assert refusals[0][3] == (("www-authenticate", "Bearer"),)
+
+
+def test_what_a_keyring_remembers_is_bounded() -> None:
+    """A client that pads its key in ever other ways fills no memory."""
+    known = caller("known")
+    ring = Keyring({digest(KEY): known})
+    for blanks in (1, 10, MAX_KNOWN_LENGTH, 60_000):
+        for _ in range(2):
+            assert ring.identify((b"Bearer" + b" " * blanks + KEY,), ()) is known
+    assert len(ring._known) == 2
+    for n in range(MAX_KNOWN + 10):
+        assert ring.identify((b"Bearer " + KEY + b" " * (n % 400), b"bearer " + KEY + b" " * (n // 400)), ()) is known
+        assert len(ring._known) <= MAX_KNOWN
 
 
 def test_without_keys_everybody_is_the_same() -> None:
