@@ -139,7 +139,8 @@ def _rows(segment: str, start: int, data: bytes) -> list[UsageRow]:
         values = [_value(line) for line in lines]
     places = accumulate((len(line) + 1 for line in lines), initial=start)
     return [
-        UsageRow(f"{segment}{place:08x}", *fields)
+        # `UsageRow(…)` takes five times as long, which is a fifth of what a row costs on its way into the store.
+        tuple.__new__(UsageRow, ("%s%08x" % (segment, place), *fields))  # noqa: UP031 - quicker, too
         for place, fields in zip(places, values, strict=False)
         if isinstance(fields, list) and len(fields) == _FIELDS
     ]
