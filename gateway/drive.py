@@ -1,5 +1,8 @@
 """A coroutine driven by what it waits for: no task, and no turn of the event loop between an event and what follows it.
 
+Nor does it leave a cycle of references, which only a collection could undo: what has happened forgets who waited for it,
+and what has ended, what it waited for.
+
 A task costs a callback at its start and one at each wake-up, and each of those a turn of the loop. A request waits once
 as a rule, for the end of its answer: here it runs at once up to there, and goes on in the very callback that ends it.
 Not for code that needs a task around it (`asyncio.timeout`): that asks for one of its own.
@@ -32,8 +35,9 @@ class Event:
             return
         self.happened = True
         self.error = error
-        if self._wake is not None:
-            self._wake()
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
 
     def __await__(self) -> Generator[Any, None, None]:
         """Raises `error`. May be cancelled."""
@@ -76,6 +80,7 @@ class Drive:
         try:
             waits = self._waits = resume(value)
         except StopIteration:
+            self._waits = None
             self._on_end(self)
             return
         finally:

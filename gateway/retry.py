@@ -37,7 +37,7 @@ def failed(gateway: Gateway, run: Run, model: Model, replica: Replica, error: Un
     cut = isinstance(error, GatewayError) and run.first_byte is not None
     if cause is Cause.FINAL or (cut and not run.resumable()):
         raise failure
-    run.cause, run.failure = cause, failure
+    run.cause, run.failure = cause, failure.with_traceback(None)  # whose frames hold the run
 
 
 def blame(gateway: Gateway, run: Run, model: Model, replica: Replica, cause: Cause) -> None:

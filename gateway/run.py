@@ -138,7 +138,7 @@ class Run:
 
     def answer(self, error: GatewayError) -> None:
         """Tells the client: with a status while there has been none, else with the event that ends a stream."""
-        self.error = error
+        self.error = error.with_traceback(None)  # whose frames hold this run
         sink, endpoint = self.sink, self.head.endpoint
         self.status = 200 if sink.started else error.status
         if not sink.started:
@@ -162,6 +162,7 @@ class Run:
         if usage is not None:
             self.learn(usage)
         self.record(self.outcome(usage), cost)
+        self.relay = None  # whose terms this is: a cycle of references, which only a collection could undo
 
     @property
     def refundable(self) -> bool:

@@ -167,6 +167,15 @@ class Penstock:
 
     async def census(self) -> dict[str, int]:
         """Living objects of the process by type, if its door is "watched"."""
+        counted: dict[str, int] = (await self._census())["objects"]
+        return counted
+
+    async def in_cycles(self) -> int:
+        """Dead objects since the last look that hold one another, if its door is "watched" and no collection was before."""
+        found: int = (await self._census())["in_cycles"]
+        return found
+
+    async def _census(self) -> dict[str, Any]:
         before = sum(line["message"] == "census" for line in self.log)
         self.signal(signal.SIGUSR1)
         seen = 0
@@ -176,8 +185,7 @@ class Penstock:
             seen += bool(line["message"] == "census")
             return bool(seen > before)
 
-        counted: dict[str, int] = (await self.logged(newer))["objects"]
-        return counted
+        return await self.logged(newer)
 
     async def access_log(self, lines: int) -> list[dict[str, Any]]:
         """The access log, once it has that many lines."""
