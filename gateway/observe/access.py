@@ -154,14 +154,19 @@ class AccessLog:
         self._records: list[AccessRecord] = []
         self._shown = 0  # of them, how many `tap` has seen
         self._torn = b""  # the rest of a line that was given up in its middle
-        self._full = asyncio.Event()
+        self._some = asyncio.Event()  # there are records
+        self._full = asyncio.Event()  # … enough for a batch
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def append(self, record: AccessRecord) -> None:
         """On the event loop's thread; never blocks."""
-        self._records.append(record)
-        if len(self._records) >= self._batch:
+        records = self._records
+        records.append(record)
+        waiting = len(records)
+        if waiting == 1:
+            self._some.set()
+        if waiting >= self._batch:
             self._full.set()
 
     def show(self) -> None:
@@ -178,15 +183,18 @@ class AccessLog:
     async def stop(self) -> None:
         """Writes what is left. Call it after the last request has ended."""
         self._stopping = True
+        self._some.set()
         self._full.set()
         if self._task is not None:
             await self._task
 
     async def _run(self) -> None:
         while not (self._stopping and not self._records):
+            await self._some.wait()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._full.wait(), self._interval)
             if not self._stopping:
+                self._some.clear()
                 self._full.clear()
             if self._records:
                 lost, why = await asyncio.to_thread(self._write, await self._encoded())

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import aiosqlite
 import sqlalchemy as sa
@@ -50,6 +50,7 @@ _CONFLICT: Final = (IntegrityError, sqlite3.IntegrityError)
 _PRUNED_AT_ONCE: Final = 5000  # rows; keeps other writers waiting for milliseconds only
 
 _Sum = tuple[int | str, ...]  # a bucket and its amounts
+R = TypeVar("R")
 
 
 def driver_url(url: str) -> URL:
@@ -104,7 +105,9 @@ class Store:
     # ---- keys and teams
 
     async def version(self) -> int:
-        """Grows with every change of a key or team."""
+        """Grows with every change of a key or team. Is asked for all the time."""
+        if self._sqlite:
+            return int(await self._run(_version))
         async with self._begin() as connection:
             return int(await connection.scalar(sa.select(STATE.c.version)) or 0)
 
@@ -329,12 +332,13 @@ class Store:
         except IntegrityError:
             raise DuplicateError from None
 
-    async def _run(self, work: Callable[..., None], *args: object) -> None:
+    async def _run(self, work: Callable[..., R], *args: object) -> R:
         """Calls `work` with SQLite's own connection in that connection's thread. Raises as `_begin` does."""
         await self._ready()
         async with _mapped(PATIENCE), self._engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection  # aiosqlite's
-            await driver._execute(work, driver._conn, *args)
+            result: R = await driver._execute(work, driver._conn, *args)
+            return result
 
     async def _ready(self) -> None:
         if not self._prepared:
@@ -379,6 +383,11 @@ def _reason(error: BaseException) -> str:
     """Without SQL, values and addresses."""
     lines = str(error).splitlines()
     return lines[0].rpartition(">: ")[2] if lines else type(error).__name__
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    found: tuple[int] | None = connection.execute(_SELECT_VERSION).fetchone()
+    return found[0] if found else 0
 
 
 def _sqlite_engine(url: URL) -> AsyncEngine:
@@ -479,6 +488,7 @@ def _upgrade(connection: sa.Connection) -> None:
 
 # ---- statements
 
+_SELECT_VERSION: Final = str(sa.select(STATE.c.version))
 _SELECT_KEYS: Final = sa.select(
     KEYS.c.id, KEYS.c.name, KEYS.c.team_id, KEYS.c.record, KEYS.c.created_at, KEYS.c.revoked_at
 ).order_by(KEYS.c.created_at, KEYS.c.id)
