@@ -35,8 +35,11 @@ async def take_up(client: EngineClient, replica: Replica, call: Call, trail: Tra
 
 async def find_cut(client: EngineClient, replica: Replica, trail: Trail, straddle: int) -> Cut:
     """The most ids of the answer that can be kept: asks the engine what they say, and drops one after the other."""
-    prompt_ids, ids, sent = trail.prompt_ids or [], trail.token_ids(), trail.text()
-    context = prompt_ids[-CONTEXT:]
+    try:
+        prompt_ids = trail.prompt_ids
+    except ValueError:
+        raise errors.engine_failed() from None
+    ids, sent, context = trail.token_ids(), trail.text(), prompt_ids[-CONTEXT:]
 
     async def decode(tokens: list[int]) -> str:
         body = orjson.dumps({"model": replica.served_name, "tokens": tokens})

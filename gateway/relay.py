@@ -211,7 +211,7 @@ class StreamRelay(_Attempt):
             return
         if events:
             self._events(events)
-        if self._flowing and not self._splitter.rest and not self.happened:
+        if self._flowing and self._splitter.between and not self.happened:
             self._steady = self._lone
 
     def _events(self, events: list[bytes]) -> None:

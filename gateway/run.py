@@ -178,8 +178,8 @@ class Run:
             # A client that leaves has had its prompt worked on.
             return Usage(self.prompt_tokens) if self.client_gone and self._sent else None
         if not usage.prompt and (usage.completion or self.client_gone):
-            ids = self.trail.prompt_ids if self.trail is not None else None
-            return usage._replace(prompt=self.prompt_tokens if ids is None else len(ids))
+            told = self.trail.prompt_tokens if self.trail is not None else 0
+            return usage._replace(prompt=told or self.prompt_tokens)
         return usage
 
     def learn(self, usage: Usage) -> None:

@@ -65,7 +65,7 @@ class Reader:
                 self._read(event, at)
         except sse.EventTooLargeError:
             self.malformed = "an event of more than 16 MB"
-        self._between_events = not self.done and data.endswith(b"\n\n") and not self._splitter.rest
+        self._between_events = not self.done and data.endswith(b"\n\n") and self._splitter.between
 
     def text(self) -> str:
         """The answer's text. Only with `keep_events`."""

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import orjson
 
 from gateway.types import Call, Usage
-from gateway.usage.trail import Passing, Trail
+from gateway.usage.trail import EMPTY, NEWLINE, Passing, Trail
 from gateway.wire import sse
 
 
@@ -132,6 +132,11 @@ def choices_of(call: Call) -> int:
     return n * len(prompt) if several and isinstance(prompt, list) else n
 
 
+def opens(event: bytes) -> bool:
+    """Whether this is what a chat begins with: a role and no text."""
+    return event.find(b'"role":"') >= 0 and event.find(b'"content":""') >= 0
+
+
 class OpenAIMeter:
     """Chat and text completions: anonymous events, a usage chunk that was always asked for, `[DONE]`.
 
@@ -177,25 +182,25 @@ class OpenAIMeter:
 
     def read(self, event: bytes) -> Verdict:
         trail = self.trail
-        if b"\n" in event or not event.startswith(b"data: "):
+        if NEWLINE in event or not event.startswith(b"data: "):
             data = sse.payload(event)
             if data is None:
                 return Verdict.DROP
             event = b"data: " + data
-        if b'"usage":{' in event:
+        if event.find(b'"usage":{') >= 0:
             return self._with_usage(event)
-        finishes = b'"finish_reason":"' in event
-        if (not finishes and b'"choices":[{' not in event) or b"\n" in event or not event.endswith(b"}"):
+        finishes = event.find(b'"finish_reason":"') >= 0
+        if (not finishes and event.find(b'"choices":[{') < 0) or NEWLINE in event or not event.endswith(b"}"):
             return self._unusual(event)
         if trail is not None:
-            if trail.prompt_ids is None and not trail.broken:
+            if trail.prompt is None and not trail.broken:
                 try:
                     event = trail.first(event)
                 except ValueError:
                     return Verdict.NONSENSE
             else:
                 event = trail.note(event)
-                if not finishes and b'"delta":{}' in event:
+                if not finishes and event.find(EMPTY) >= 0:
                     return Verdict.DROP  # sent for its ids alone
         self.forward = event
         if finishes:
@@ -203,7 +208,7 @@ class OpenAIMeter:
             if not self._keep_usage and self._finished >= self._choices:
                 self._held = event
                 return Verdict.DROP
-        elif not self._events and b'"role":"' in event and b'"content":""' in event and not (trail and trail.ids):
+        elif not self._events and not (trail and trail.ids) and opens(event):
             return Verdict.OTHER  # a chat's first chunk: no token yet
         return self._token()
 
@@ -231,7 +236,7 @@ class OpenAIMeter:
         if chunk.get("choices"):  # continuous_usage_stats, which only a client can have asked for
             self._finished += event.count(b'"finish_reason":"')
             if self.trail is not None:
-                self.forward = self.trail.note(event) if self.trail.prompt_ids else self.trail.first(event)
+                self.forward = self.trail.first(event) if self.trail.prompt is None else self.trail.note(event)
             return self._token()
         if self._keep_usage:
             self._told = True

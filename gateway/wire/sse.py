@@ -22,38 +22,61 @@ class Splitter:
     cut off. CR and CRLF line ends are read too; a raw CR or LF cannot occur inside an event's JSON.
     """
 
-    __slots__ = ("_held_cr", "_started", "rest")
+    __slots__ = ("_held", "_held_cr", "_started", "_waiting")
 
     def __init__(self) -> None:
-        self.rest = b""
+        self._held: list[bytes] = []  # the event that has not ended, in pieces
+        self._waiting = 0  # bytes of it
         self._started = False
         self._held_cr = False
+
+    @property
+    def rest(self) -> bytes:
+        """Of the event that has not ended."""
+        return b"".join(self._held)
+
+    @property
+    def between(self) -> bool:
+        """The next byte begins an event."""
+        return not self._held
 
     def feed(self, data: bytes) -> list[bytes]:
         """Returns the events that ended with these bytes. Raises `EventTooLargeError`."""
         if not self._started:
             data = self.rest + data
-            self.rest = b""
+            self._hold(b"")
             if len(data) < 3 and b"\xef\xbb\xbf".startswith(data):
-                self.rest = data
+                self._hold(data)
                 return []
             self._started = True
             data = data.removeprefix(b"\xef\xbb\xbf")
-        if self._held_cr or b"\r" in data:
+        if self._held_cr or 13 in data:
             data = self._with_lf(data)
-        if self.rest:
-            data = self.rest + data
+        if self._held:
+            self._held.append(data)
+            if 10 not in data:  # it has not ended yet: a long one is not looked through with each piece
+                self._waiting += len(data)
+                self._bound()
+                return []
+            data = self.rest
         # Lines are found several times as quickly as blank lines, and an event is one line as a rule.
         parts = data.split(b"\n")
         parts = parts[::2] if len(parts) % 2 and not any(parts[1::2]) else data.split(b"\n\n")
-        self.rest = parts.pop()
-        if len(self.rest) > MAX_EVENT:
-            raise EventTooLargeError
+        self._hold(parts.pop())
         # A further blank line between events leaves a part that is empty or starts with LF.
         for part in parts:
             if not part or part[0] == 10:
                 return [part for raw in parts if (part := raw.lstrip(b"\n"))]
         return parts
+
+    def _hold(self, rest: bytes) -> None:
+        self._held = [rest] if rest else []
+        self._waiting = len(rest)
+        self._bound()
+
+    def _bound(self) -> None:
+        if self._waiting > MAX_EVENT:
+            raise EventTooLargeError
 
     def _with_lf(self, data: bytes) -> bytes:
         if self._held_cr:
@@ -66,7 +89,7 @@ class Splitter:
 
 def payload(event: bytes) -> bytes | None:
     """The data of an event (as `Splitter` gives it); None if it has none, as a comment."""
-    if event.startswith(b"data: ") and b"\n" not in event:
+    if event.startswith(b"data: ") and 10 not in event:
         return event[6:]
     lines = []
     for line in event.split(b"\n"):
