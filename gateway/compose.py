@@ -22,7 +22,7 @@ from gateway.resilience.overload import Places
 from gateway.store.base import KeyRecord, TeamRecord
 from gateway.types import Caller
 from gateway.usage.estimate import AnswerLengths, PromptEstimator
-from gateway.usage.tokens import TokenCounter, load_counter
+from gateway.usage.prompt import Counter
 
 QUEUED_IN_ENGINES = 2  # requests at work for each one that an engine can work on: it must never wait for the next one
 
@@ -36,7 +36,7 @@ class Memory:
         self._retries: dict[str, RetryBudget] = {}
         self._estimators: dict[str, PromptEstimator] = {}
         self._answers: dict[str, AnswerLengths] = {}
-        self._counters: dict[str, TokenCounter | None] = {}
+        self._counters: dict[str, Counter | None] = {}
 
     def prepare(self, config: Config) -> None:
         """Loads the tokenizers that a config asks for. Takes seconds: in a thread, where a loop serves."""
@@ -64,10 +64,12 @@ class Memory:
             retries=self._retries.setdefault(name, RetryBudget()),
         )
 
-    def _counter(self, folder: str | None) -> TokenCounter | None:
+    def _counter(self, folder: str | None) -> Counter | None:
         if folder is None or not Path(folder).is_dir():
             return None
         if folder not in self._counters:
+            from gateway.usage.tokens import load_counter  # noqa: PLC0415 - 3 MB, for who has a tokenizer here
+
             self._counters[folder] = load_counter(Path(folder))
         return self._counters[folder]
 

@@ -21,7 +21,7 @@ from gateway.resilience.breaker import Breakers
 from gateway.resilience.overload import Places
 from gateway.upstream.client import EngineClient
 from gateway.usage.estimate import AnswerLengths, PromptEstimator
-from gateway.usage.tokens import TokenCounter
+from gateway.usage.prompt import Counter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class Model:
     max_queue: int  # so many may wait; more are refused at once
     queue_timeout: float  # seconds that one may wait
     template_kwargs: frozenset[str]  # keys of chat_template_kwargs that clients may set
-    counter: TokenCounter | None  # counts prompts with the model's own tokenizer; None: they are estimated
+    counter: Counter | None  # counts prompts with the model's own tokenizer; None: they are estimated
     estimator: PromptEstimator
     answers: AnswerLengths
     metrics: ModelMetrics

@@ -16,7 +16,7 @@ from gateway.relay import StreamRelay, WholeRelay
 from gateway.resilience.attempts import Cause
 from gateway.resilience.resume import MAX_DEATHS, obstacle
 from gateway.types import Call, Caller, Head, Outcome, Sink, Usage, lines
-from gateway.usage import prompt, tokens
+from gateway.usage import prompt
 from gateway.usage.trail import Trail
 from gateway.wire import errors as wire_errors
 
@@ -65,7 +65,7 @@ class Run:
         assert self.caller is not None
         account = self.caller.account
         counter = model.counter if account.counts_tokens else None
-        if counter is not None and call.size > tokens.BIG:
+        if counter is not None and call.size > prompt.BIG:
             self.prompt_tokens = await asyncio.to_thread(prompt.count, counter, model.estimator, call)
         else:
             self.prompt_tokens = prompt.count(counter, model.estimator, call)

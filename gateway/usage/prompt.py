@@ -1,16 +1,27 @@
 """How many tokens a prompt has, before an engine has seen it: counted where the model's tokenizer is known, else estimated."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gateway.types import Call
 from gateway.usage.estimate import PromptEstimator
-from gateway.usage.tokens import CannotCount, TokenCounter
 
+BIG: Final = 16_384  # bytes of a request from which on counting is better done in a thread
 MEDIA_TOKENS: Final = 1000  # what a picture is taken for; its bytes say nothing about its tokens
 
 
-def count(counter: TokenCounter | None, estimator: PromptEstimator, call: Call) -> int:
+class CannotCount(Exception):  # noqa: N818 - a finding about a request
+    """This prompt cannot be counted exactly: media, a template's refusal, no template, an odd text."""
+
+
+class Counter(Protocol):
+    """Counts as the engine does (`usage.tokens`). Every method raises `CannotCount`, and nothing else."""
+
+    def count_chat(self, body: Mapping[str, Any]) -> int: ...
+    def count_prompt(self, prompt: object) -> int: ...
+
+
+def count(counter: Counter | None, estimator: PromptEstimator, call: Call) -> int:
     """Tokens of the prompt. CPU-bound, and long for a big prompt: then call it in a thread. Never raises."""
     if counter is not None:
         try:

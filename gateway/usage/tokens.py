@@ -9,9 +9,8 @@ from typing import Any, Final
 import orjson
 
 from gateway.usage import bpe
+from gateway.usage.prompt import CannotCount
 from gateway.usage.template import CannotRender, ChatTemplate
-
-BIG: Final = 16_384  # bytes of a request from which on counting is better done in a thread
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +34,6 @@ _CLASS_DEFAULTS: Final[Mapping[str, Mapping[str, str]]] = {
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), "<|endoftext|>"),
     "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>"),
 }
-
-
-class CannotCount(Exception):  # noqa: N818 - a finding about a request
-    """This prompt cannot be counted exactly: media, a template's refusal, no template, an odd text."""
 
 
 class TokenCounter:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.usage.tokens import CannotCount, TokenCounter, load_counter
+from gateway.usage.prompt import CannotCount
+from gateway.usage.tokens import TokenCounter, load_counter
 
 ROOT = Path(__file__).parents[2]
 SMOLLM2 = ROOT / ".models/SmolLM2-135M-Instruct"
