@@ -6,8 +6,7 @@ lives in `wire.sse` and `usage.meter`.
 """
 
 import asyncio
-import time
-from collections.abc import Callable
+from time import monotonic
 from typing import Final, Protocol
 
 import orjson
@@ -17,7 +16,7 @@ from gateway.drive import Event
 from gateway.observe.counters import Histogram
 from gateway.types import Call, Sink, Usage
 from gateway.usage.meter import Meter, Verdict, meter as make_meter, usage_in, usage_of
-from gateway.usage.trail import Trail
+from gateway.usage.trail import Lane, Trail
 from gateway.wire import sse
 from gateway.wire.errors import from_engine, from_engine_event
 
@@ -138,7 +137,7 @@ class WholeRelay(_Attempt):
                 self.happen(errors.upstream_error())
                 return
         terms, sink = self.terms, self.sink
-        self.first_byte = now = time.monotonic()
+        self.first_byte = now = monotonic()
         terms.ttft.observe(now - terms.arrived)
         sink.start(200, b"%bcontent-type: application/json\r\n" % terms.headers(), len(body))
         sink.finish(body)
@@ -165,13 +164,13 @@ class StreamRelay(_Attempt):
         """`resumed` reads on for a stream that another engine has begun."""
         super().__init__(call, model, sink, terms)
         self.meter: Meter = resumed or make_meter(call, terms.trail)
-        self._lone = self.meter.lone
+        self._lane = self.meter.lane
         self._flowing = False  # a token has come
         # How to read the next token, if it comes alone as the last one did.
-        self._steady: Callable[[bytes], bytes] | None = None
+        self._steady: Lane | None = None
         self._splitter = sse.Splitter()
         self._inter_token = terms.inter_token
-        self._last = self._last_written = time.monotonic()  # when something came from the engine, went to the client
+        self._last = self._last_written = monotonic()  # when something came from the engine, went to the client
         self._judged = resumed is not None  # the first event has been
 
     @property
@@ -191,10 +190,10 @@ class StreamRelay(_Attempt):
             self.happen(errors.upstream_error("The engine did not stream its answer."))
 
     def data(self, chunk: bytes) -> None:
-        lone = self._steady
-        if lone is not None and (out := lone(chunk)):
+        lane = self._steady
+        if lane is not None and (out := lane.lone(chunk)):
             self.sink.write(out)  # the client first, the books afterwards
-            now = time.monotonic()
+            now = monotonic()
             self._inter_token.observe(now - self._last)
             self._last = now
             return
@@ -212,7 +211,7 @@ class StreamRelay(_Attempt):
         if events:
             self._events(events)
         if self._flowing and self._splitter.between and not self.happened:
-            self._steady = self._lone
+            self._steady = self._lane
 
     def _events(self, events: list[bytes]) -> None:
         meter = self.meter
@@ -235,7 +234,7 @@ class StreamRelay(_Attempt):
             at += 1
         if not out and ended is False:
             return
-        now = time.monotonic()
+        now = monotonic()
         data = b""
         if ended is True and (held := meter.release()):
             out.append(held)
@@ -294,7 +293,7 @@ class StreamRelay(_Attempt):
     def lost(self, why: Exception) -> None:
         # Every finish reason has come: what is missing (usage, `[DONE]`) is not the client's loss, and nothing may follow.
         if not self.happened and self.meter.complete:
-            self._start(time.monotonic())
+            self._start(monotonic())
             self._whole(b"".join(event + b"\n\n" for event in (self.meter.release(), self.meter.owed()) if event))
         else:
             self.happen(why)
@@ -347,7 +346,7 @@ class Ticker:
 
     def _tick(self) -> None:
         self.start()
-        now = time.monotonic()
+        now = monotonic()
         for one in list(self.relays):
             one.tick(now)
 

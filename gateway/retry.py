@@ -1,8 +1,8 @@
 """Between two attempts of a request: what the failure means, and which engine is next. What may be is `resilience`'s to say."""
 
 import asyncio
-import time
 from random import random
+from time import monotonic
 
 import structlog
 
@@ -33,7 +33,7 @@ def failed(gateway: Gateway, run: Run, model: Model, replica: Replica, error: Un
         if isinstance(error, errors.EngineStalledError):
             gateway.fleet.report_stall(replica.id)
     elif failure.fault is Fault.CLIENT:
-        gateway.breakers.succeeded(replica.id, time.monotonic())
+        gateway.breakers.succeeded(replica.id, monotonic())
     cut = isinstance(error, GatewayError) and run.first_byte is not None
     if cause is Cause.FINAL or (cut and not run.resumable()):
         raise failure
@@ -47,7 +47,7 @@ def blame(gateway: Gateway, run: Run, model: Model, replica: Replica, cause: Cau
     elif run.first_byte is not None:
         return  # a long answer that ran out of time says nothing of the engine
     ready = [r.id for r in gateway.fleet.view.ready(model.name)]
-    seconds = gateway.breakers.failed(replica.id, ready, time.monotonic())
+    seconds = gateway.breakers.failed(replica.id, ready, monotonic())
     if seconds:
         log.warning("a replica fails again and again and is left out", replica=replica.id, seconds=seconds)
 
@@ -60,7 +60,7 @@ async def next_replica(gateway: Gateway, run: Run, model: Model, cause: Cause) -
         if not allowed(gateway, run, model, replica, cause):
             return None
         pause = backoff(len(run.tried), random())  # noqa: S311 - jitter
-        if time.monotonic() + pause >= run.deadline:
+        if monotonic() + pause >= run.deadline:
             return None
         await asyncio.sleep(pause)
         if run.sink.gone:
@@ -88,9 +88,9 @@ def allowed(gateway: Gateway, run: Run, model: Model, replica: Replica, cause: C
 async def returning(gateway: Gateway, run: Run, model: Model) -> Replica | None:
     """A replica that is ready again (or at last), whichever it is; None if there is none within `failover_wait`.
     Raises `ClientGone`."""
-    deadline = min(time.monotonic() + model.failover_wait, run.deadline)
+    deadline = min(monotonic() + model.failover_wait, run.deadline)
     await asyncio.sleep(RETURN_POLL)  # what has just died may still look alive
-    while time.monotonic() < deadline:
+    while monotonic() < deadline:
         if run.sink.gone:
             raise ClientGone
         replica = pick(gateway.fleet.view.of(model.name), (), gateway.client.open, gateway.breakers)

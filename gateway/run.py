@@ -1,7 +1,7 @@
 """A request's progress, and its last stage: settling, in every way out, exactly once."""
 
 import asyncio
-import time
+from time import monotonic, time
 
 from engines.types import ReplicaState
 from gateway.drive import Event
@@ -36,7 +36,7 @@ class Run:
         self.gateway = gateway
         self.head = head
         self.sink = sink
-        self.arrived = time.monotonic()
+        self.arrived = monotonic()
         self.request_id = head.request_id or fresh_id()
         self.tried: list[str] = []
         self.relay: StreamRelay | WholeRelay | None = None
@@ -126,13 +126,13 @@ class Run:
     def sent(self) -> None:
         if not self._sent:
             self._sent = True
-            self.gateway.metrics.overhead["admit"].observe(time.monotonic() - self.ready)
+            self.gateway.metrics.overhead["admit"].observe(monotonic() - self.ready)
 
     def headers(self) -> bytes:
         """What every reply bears: whole lines."""
         return b"x-request-id: %b\r\nopenai-processing-ms: %d\r\n%b" % (
             self.request_id.encode(),
-            int((time.monotonic() - self.arrived) * 1000),
+            int((monotonic() - self.arrived) * 1000),
             b"" if self.standing is None else limit_headers(self.standing),
         )
 
@@ -213,10 +213,10 @@ class Run:
 
     def record(self, outcome: Outcome, cost: int) -> None:
         head, gateway = self.head, self.gateway
-        seconds = time.monotonic() - self.arrived
+        seconds = monotonic() - self.arrived
         metrics = self.model.metrics if self.model is not None else gateway.metrics.other_model
         metrics.request(head.endpoint.path, outcome.status, seconds)
-        usage, at = outcome.usage, time.time() - seconds
+        usage, at = outcome.usage, time() - seconds
         if gateway.note_usage is not None and self.caller is not None:
             gateway.note_usage(
                 (

@@ -2,8 +2,8 @@
 read the body, and a sink."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
+from time import monotonic
 
 import structlog
 
@@ -40,7 +40,7 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
         run.caller = policy.keyring.identify(head.authorization, head.api_key)
         judge_head(head, policy.max_body_bytes)
         call = run.call = decode(head.endpoint, body if isinstance(body, bytes) else await body())
-        run.ready = time.monotonic()
+        run.ready = monotonic()
         model, deadline = plan(call, run.caller, policy.models, run.ready)
         run.model = model
         places = model.places
@@ -87,7 +87,7 @@ async def attempts(gateway: Gateway, run: Run, call: Call, model: Model) -> None
             break
         run.tried.append(replica.id)
         if breakers.troubled:
-            breakers.picked(replica.id, run, time.monotonic())
+            breakers.picked(replica.id, run, monotonic())
         try:
             await attempt(gateway, run, call, replica)
         except (Unreachable, GatewayError) as error:
@@ -99,7 +99,7 @@ async def attempts(gateway: Gateway, run: Run, call: Call, model: Model) -> None
             outcomes["ok"] += 1
             failovers["resumed"] += run.deaths
             if breakers.troubled:
-                breakers.succeeded(replica.id, time.monotonic())
+                breakers.succeeded(replica.id, monotonic())
             return
     failovers["failed"] += run.deaths > 0
     raise run.failure or errors.no_healthy_engine(model.name)

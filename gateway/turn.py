@@ -1,7 +1,7 @@
 """A request's wait for one of its model's places (`resilience.overload`)."""
 
 import asyncio
-import time
+from time import monotonic
 
 from gateway import errors
 from gateway.drive import Event
@@ -34,7 +34,7 @@ async def wait_in_line(run: Run, model: Model, deadline: float) -> None:
     turn = run.turn = Turn()
     places.queue(turn)
     model.metrics.queued += 1
-    began = time.monotonic()
+    began = monotonic()
     patience = min(model.queue_timeout, deadline - began)
     timer = asyncio.get_running_loop().call_later(patience, turn.happen, errors.overloaded(model.name))
     run.sink.watch(turn)
@@ -48,7 +48,7 @@ async def wait_in_line(run: Run, model: Model, deadline: float) -> None:
         timer.cancel()
         run.sink.watch(None)
         model.metrics.queued -= 1
-        run.ready += time.monotonic() - began  # that the engines are busy is not the gateway's own time
+        run.ready += monotonic() - began  # that the engines are busy is not the gateway's own time
 
 
 def hand_over(places: Places[Event]) -> None:

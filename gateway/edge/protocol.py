@@ -6,10 +6,10 @@ parser (or anything else) acts on it, a pipelined request waits as bytes, and ea
 
 import asyncio
 import re
-import time
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
 from functools import partial
+from time import monotonic
 from typing import Any, Final, NamedTuple
 
 import httptools
@@ -88,7 +88,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.gateway = gateway
         self.timeouts = timeouts
         self.stage = Stage.HEAD
-        self.since = time.monotonic()  # when the stage's deadline began to run
+        self.since = monotonic()  # when the stage's deadline began to run
         self.touched = False  # bytes of the next request have come
         self.version = "1.1"
         self.sink: EdgeSink | None = None  # of the request in the fast lane
@@ -182,7 +182,7 @@ class EdgeProtocol(HttpToolsProtocol):
                     return b""
             self.touched = True
             if not self._first:
-                self.since = time.monotonic()
+                self.since = monotonic()
             self._unset_keepalive_if_required()
         end = data.find(b"\r\n\r\n")
         if end < 0:
@@ -370,7 +370,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if self.stage is Stage.BODY:
             if self.expect_100_continue:
                 self.gateway.cork.write(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.since = time.monotonic()
+            self.since = monotonic()
             self._whole = self.loop.create_future()
             await self._whole
         if sink.gone:
@@ -394,7 +394,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._close_gently()
         elif self.stage is Stage.BODY:
             self._discard = True
-            self.since = time.monotonic()
+            self.since = monotonic()
         elif not self.flow.write_paused:  # else there is no next request before this answer has been read
             self._next()
 
@@ -412,7 +412,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self.sink = self._head = None
         self.stage = Stage.HEAD
         self.touched = self._first = False
-        self.since = time.monotonic()
+        self.since = monotonic()
         if self._held:
             self.loop.call_soon(self._pipelined)
 
@@ -451,7 +451,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """Closes for writing, and reads on for a while: closing with unread bytes would reset the connection, and the
         client might never see the answer."""
         self.stage = Stage.CLOSING
-        self.since = time.monotonic()
+        self.since = monotonic()
         self._held = b""
         self.gateway.cork.flush(self.transport)
         if self.transport.can_write_eof():
@@ -484,7 +484,7 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread, self._unread_since = self.transport.get_write_buffer_size(), time.monotonic()
+        self._unread, self._unread_since = self.transport.get_write_buffer_size(), monotonic()
         if self.sink is not None:
             self.sink.pause()
 

@@ -159,7 +159,7 @@ class ResumedMeter:
         return at
 
     @property
-    def lone(self) -> None:
+    def lane(self) -> None:
         return None
 
     def release(self) -> bytes:

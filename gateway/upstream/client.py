@@ -8,8 +8,8 @@ What is written is written afresh: our own request line and headers, one Content
 
 import asyncio
 import ssl
-import time
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -129,7 +129,7 @@ class Connection:
             if self._paused:  # the client of the last exchange was slow
                 self.resume()
             self._reused = True
-            self.idle_since = time.monotonic()
+            self.idle_since = monotonic()
             pool.idle.append(self)
         else:
             self.close()
@@ -294,7 +294,7 @@ class Pool:
     def at_hand(self) -> Connection | None:
         """An idle connection, if there is one. It counts as open from now on, until `Connection.release`."""
         idle = self.idle
-        horizon = time.monotonic() - IDLE_MAX
+        horizon = monotonic() - IDLE_MAX
         for i in range(len(idle) - 1, -1, -1):
             one = idle[i]
             if one.idle_since < horizon:

@@ -4,14 +4,13 @@ A stream's meter is asked about every event; most cost it a few byte searches an
 with its quotes cannot be fooled by text: inside a JSON string a quote is escaped.
 """
 
-from collections.abc import Callable
 from enum import IntEnum
 from typing import Final, Protocol
 
 import orjson
 
 from gateway.types import Call, Usage
-from gateway.usage.trail import EMPTY, NEWLINE, Passing, Trail
+from gateway.usage.trail import EMPTY, NEWLINE, Lane, Passing, Trail
 from gateway.wire import sse
 
 _new: Final = tuple.__new__  # a NamedTuple's own constructor takes several times as long
@@ -52,10 +51,7 @@ class Meter(Protocol):
         ...
 
     @property
-    def lone(self) -> Callable[[bytes], bytes] | None:
-        """The quickest way, if there is one, for what one read brought, if that is one token and nothing else: as the
-        client gets it, or empty if it must be read the long way (nothing has changed then)."""
-        ...
+    def lane(self) -> Lane | None: ...
 
     def release(self) -> bytes:
         """An event that is still held back; empty if there is none."""
@@ -253,8 +249,8 @@ class OpenAIMeter:
         return self._token()
 
     @property
-    def lone(self) -> Callable[[bytes], bytes] | None:
-        return self.trail.lone if self.trail is not None else self._passing.lone if self._passing is not None else None
+    def lane(self) -> Lane | None:
+        return self.trail if self.trail is not None else self._passing
 
     def release(self) -> bytes:
         held, self._held = self._held, b""
@@ -305,7 +301,7 @@ class NamedEventMeter:
         return at
 
     @property
-    def lone(self) -> None:
+    def lane(self) -> None:
         return None
 
     def read(self, event: bytes) -> Verdict:

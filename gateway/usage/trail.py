@@ -39,7 +39,18 @@ def ids_at(event: bytes, last: int) -> int:
     return last + 1
 
 
-class Passing:
+class Lane:
+    """The quickest way for a token, if it comes alone."""
+
+    __slots__ = ()
+
+    def lone(self, chunk: bytes) -> bytes:
+        """What one read brought, as the client gets it, if that is one token and nothing else. Empty if it must be read the
+        long way; nothing has changed then."""
+        raise NotImplementedError
+
+
+class Passing(Lane):
     """The quick way of a stream's tokens where no trail of them is kept: an engine that was not asked for ids."""
 
     __slots__ = ("_end", "_prefix", "_start", "count")
@@ -57,14 +68,14 @@ class Passing:
             self._prefix = event[: at + len(self._start)]
 
     def lone(self, chunk: bytes) -> bytes:
-        """What one read brought, if that is one token and nothing else; empty if not."""
+        """As it came."""
         if not chunk.startswith(self._prefix) or not chunk.endswith(self._end) or NEWLINE in chunk[:-2]:
             return b""
         self.count += 1
         return chunk
 
 
-class Trail:
+class Trail(Lane):
     """Kept while a stream runs. `broken` once something was seen that the ids do not tell: a tool call, reasoning."""
 
     __slots__ = (
@@ -129,7 +140,7 @@ class Trail:
         return len(events)
 
     def lone(self, chunk: bytes) -> bytes:
-        """As `plain`, for what one read brought, if that is one event with its blank line: the hot path's own way."""
+        """As `plain`."""
         prefix, plain = self._prefix, self._plain
         if not chunk.startswith(prefix) or not chunk.endswith(b"]}]}\n\n"):
             return b""

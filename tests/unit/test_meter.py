@@ -301,9 +301,9 @@ def test_only_a_lone_token_goes_the_short_way(trail: bool) -> None:
     last = event({"choices": [{**choice, "finish_reason": "stop"}]})
     counted = event({"choices": [choice], "usage": None})
     made = OpenAIMeter(call(), Trail(CHAT) if trail else None)
-    lone = made.lone
-    assert NamedEventMeter().lone is None
-    assert lone is not None
+    assert NamedEventMeter().lane is None
+    assert made.lane is not None
+    lone = made.lane.lone
     assert lone(one + b"\n\n") == b""  # before the first one nothing is known
     read(made, first, one)
     for other in (one, one + b"\n", one + b"\n\n" + one + b"\n\n", first + b"\n\n", DONE + b"\n\n", b""):
