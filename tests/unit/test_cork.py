@@ -1,9 +1,10 @@
 """What a turn of the loop writes: at its end, in order, each transport's own; and nothing lost by what is done in between."""
 
 import asyncio
+import math
 from typing import Any, cast
 
-from gateway.cork import MOST, Cork
+from gateway.cork import MOST, QUIET, Cork
 
 
 class Wire:
@@ -68,3 +69,39 @@ async def test_much_goes_out_at_once() -> None:
     cork.write(one, b"c")
     await asyncio.sleep(0)
     assert one.said[1:] == [b"c"]
+
+
+async def quiet(cork: Cork, wire: Any) -> None:
+    for _ in range(QUIET):
+        cork.write(wire, b"-")
+        await asyncio.sleep(0)
+    wire.said.clear()
+
+
+async def test_where_little_goes_on_a_piece_does_not_wait() -> None:
+    cork, (one, two) = Cork(lull=-1.0), wires(2)
+    await quiet(cork, one)
+    cork.write(one, b"a")
+    cork.write(two, b"b")
+    assert (one.said, two.said) == ([b"a"], [b"b"])
+
+
+async def test_pieces_that_follow_each_other_closely_wait_again_in_their_order() -> None:
+    cork, (one, two) = Cork(lull=math.inf), wires(2)
+    await quiet(cork, one)
+    for wire in (two, one):
+        cork.write(wire, b"b")
+    cork.write(one, b"c")
+    assert (one.said, two.said) == ([], [])
+    await asyncio.sleep(0)
+    assert (one.said, two.said) == ([b"bc"], [b"b"])
+
+
+async def test_turns_with_much_to_write_are_not_quiet() -> None:
+    cork, (one, two) = Cork(), wires(2)
+    for _ in range(2 * QUIET):
+        cork.write(one, b"a")
+        cork.write(two, b"b")
+        await asyncio.sleep(0)
+    cork.write(one, b"c")
+    assert one.said == [b"a"] * 2 * QUIET
