@@ -10,7 +10,8 @@ own field "fake", else by the next one of the queue that `POST /fake/script` fil
 A scripted `text` is made of the bytes of its characters, some ids inside of them, and is streamed as vLLM does it: see
 `Detokenizer`.
 
-Control: POST /fake/script [behaviour, …] · GET /fake/stats · POST /fake/reset, /fake/release, /fake/close-idle,
+Control: POST /fake/script [behaviour, …] · GET /fake/stats · POST /fake/reset, /fake/release, /fake/release-all
+(at all replicas of the process), /fake/close-idle,
 /fake/health {"status": 503}, /fake/load {"running": 3, "waiting": 0, "kv_cache_usage": 0.5}, /fake/wait {"running": 1},
 /fake/exit {"code": 1}.
 """
@@ -882,8 +883,11 @@ class Gone(Exception):  # noqa: N818 - a turn of the script, not a fault
 class Replica:
     """What listens on one port."""
 
-    def __init__(self, settings: Settings, vocabulary: Vocabulary, attempts: Counter[str]) -> None:
+    def __init__(
+        self, settings: Settings, vocabulary: Vocabulary, attempts: Counter[str], replicas: "list[Replica]"
+    ) -> None:
         self.settings = settings
+        self._replicas = replicas  # of the process
         self._attempts = attempts  # by name, at any replica of the process
         self.connections: set[Connection] = set()
         self._vocabulary = vocabulary
@@ -920,6 +924,7 @@ class Replica:
             "/fake/script": lambda script: self._script.extend(map(Behaviour.of, script)),
             "/fake/reset": lambda _: self._reset(),
             "/fake/release": lambda _: self._release(),
+            "/fake/release-all": lambda _: self._release_all(),
             "/fake/health": lambda wanted: setattr(self, "_health", wanted["status"]),
             "/fake/load": lambda load: setattr(self, "_load", load or {}),
             "/fake/close-idle": lambda _: self._close_idle(),
@@ -963,6 +968,10 @@ class Replica:
     def _release(self) -> None:
         self._released.set()
         self._released = asyncio.Event()
+
+    def _release_all(self) -> None:
+        for replica in self._replicas:
+            replica._release()
 
     def _close_idle(self) -> None:
         for connection in list(self.connections):
@@ -1319,8 +1328,10 @@ async def run(ports: list[int], settings: Settings, host: str, watch_stdin: bool
         loop.add_reader(0, lambda: os._exit(0) if not os.read(0, 1024) else None)
     vocabulary, attempts = Vocabulary(), Counter[str]()
     servers: list[asyncio.Server] = []
+    replicas: list[Replica] = []
     for port in ports:
-        replica = Replica(settings, vocabulary, attempts)
+        replica = Replica(settings, vocabulary, attempts, replicas)
+        replicas.append(replica)
         servers.append(await loop.create_server(functools.partial(Connection, replica), host, port, backlog=1024))
         print("LISTENING", servers[-1].sockets[0].getsockname()[1], flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))
@@ -1437,6 +1448,10 @@ class FakeEngine:
     async def release(self, replica: int = 0) -> None:
         """Lets every request go on that holds now."""
         await self._ask("POST", "/fake/release", None, replica)
+
+    async def release_all(self) -> None:
+        """Lets every request go on that holds now, at all replicas at once: what follows from it is held again."""
+        await self._ask("POST", "/fake/release-all", None, 0)
 
     async def reset(self, replica: int = 0) -> None:
         await self._ask("POST", "/fake/reset", None, replica)

@@ -110,16 +110,14 @@ async def test_retries_of_a_storm_stay_within_the_budget(pair: Pair, failure: di
     async with AsyncExitStack() as stack:
         clients = await ask_at_once(stack, gateway, count)
         await holding(count)
-        for replica in (0, 1):
-            await engine.release(replica)
+        await engine.release_all()
 
         async def decided() -> bool:
             return await attempts_of(gateway, "over_budget") - before == count - budget
 
         await until(decided)
         await holding(budget)  # the retries; all others have been told
-        for replica in (0, 1):
-            await engine.release(replica)
+        await engine.release_all()
         assert await statuses(clients) == [status] * count
     assert sum(await requests_at(engine)) - done == count + budget
 
