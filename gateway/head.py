@@ -12,7 +12,6 @@ _PROCESS: Final = f"req_{token_hex(10)}"
 _LAST: Final = [f"{n:02x}" for n in range(256)]  # digits of an id
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9_.-]{1,128}")
 
-
 _prefix = ""  # what 256 ids have in common
 _made = 0
 

@@ -81,7 +81,8 @@ def sqlite_file(url: str) -> Path | None:
 class Store:
     """Connects with its first call, which brings the tables up to date too, alone among all processes that try.
 
-    Every method may raise `StoreError`, some seconds after the call at the latest, and then has changed nothing.
+    Every method may raise `StoreError`, some seconds after the call at the latest, and then has changed nothing; but what a slow
+    disk was still writing by then may be there (rows of use count once all the same).
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
@@ -336,7 +337,8 @@ class Store:
         """Calls `work` with SQLite's own connection in that connection's thread. Raises as `_begin` does."""
         await self._ready()
         async with _mapped(PATIENCE), self._engine.connect() as connection:
-            driver: Any = (await connection.get_raw_connection()).driver_connection  # aiosqlite's
+            # aiosqlite has no public way to have several statements done in one go.
+            driver: Any = (await connection.get_raw_connection()).driver_connection
             result: R = await driver._execute(work, driver._conn, *args)
             return result
 

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 import orjson
 
 from gateway.types import Call, Usage
-from gateway.usage.trail import EMPTY, NEWLINE, Lane, Passing, Trail
+from gateway.usage.trail import EMPTY, Lane, Passing, Trail
 from gateway.wire import sse
 
 _new: Final = tuple.__new__  # a NamedTuple's own constructor takes several times as long
@@ -180,7 +180,7 @@ class OpenAIMeter:
 
     def read(self, event: bytes) -> Verdict:
         trail = self.trail
-        if NEWLINE in event or not event.startswith(b"data: "):
+        if sse.LF in event or not event.startswith(b"data: "):
             data = sse.payload(event)
             if data is None:
                 return Verdict.DROP
@@ -188,7 +188,7 @@ class OpenAIMeter:
         if event.find(b'"usage":{') >= 0:
             return self._with_usage(event)
         finishes = event.find(b'"finish_reason":"') >= 0
-        if (not finishes and event.find(b'"choices":[{') < 0) or NEWLINE in event or not event.endswith(b"}"):
+        if (not finishes and event.find(b'"choices":[{') < 0) or sse.LF in event or not event.endswith(b"}"):
             return self._unusual(event)
         if trail is not None:
             if trail.prompt is None and not trail.broken:

@@ -5,6 +5,9 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-
 
 from typing import Final
 
+# As numbers: `10 in data` is ten times as quick as `b"\n" in data`, which first takes what is sought for a number.
+LF: Final = 10
+CR: Final = 13
 DONE: Final = b"[DONE]"
 DONE_EVENT: Final = b"data: [DONE]\n\n"
 KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -50,11 +53,11 @@ class Splitter:
                 return []
             self._started = True
             data = data.removeprefix(b"\xef\xbb\xbf")
-        if self._held_cr or 13 in data:
+        if self._held_cr or CR in data:
             data = self._with_lf(data)
         if self._held:
             self._held.append(data)
-            if 10 not in data:  # it has not ended yet: a long one is not looked through with each piece
+            if LF not in data:  # it has not ended yet: a long one is not looked through with each piece
                 self._waiting += len(data)
                 self._bound()
                 return []
@@ -65,7 +68,7 @@ class Splitter:
         self._hold(parts.pop())
         # A further blank line between events leaves a part that is empty or starts with LF.
         for part in parts:
-            if not part or part[0] == 10:
+            if not part or part[0] == LF:
                 return [part for raw in parts if (part := raw.lstrip(b"\n"))]
         return parts
 
@@ -89,7 +92,7 @@ class Splitter:
 
 def payload(event: bytes) -> bytes | None:
     """The data of an event (as `Splitter` gives it); None if it has none, as a comment."""
-    if event.startswith(b"data: ") and 10 not in event:
+    if event.startswith(b"data: ") and LF not in event:
         return event[6:]
     lines = []
     for line in event.split(b"\n"):
