@@ -150,7 +150,7 @@ class LocalEngine:
                 f"no vLLM in {where}: run scripts/setup-engine, or set engine.python to an interpreter that has it",
                 hopeless=True,
             )
-        port, key = _free_port(), secrets.token_urlsafe(32)
+        port, key = _free_port(), secrets.token_hex(32)  # no dash in front, which a wrapper could take for a flag
         how = command.build(
             spec,
             name=self.record.replica.served_name,

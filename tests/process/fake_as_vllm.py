@@ -16,7 +16,7 @@ def main() -> None:
     if Path(os.environ["FAKE_BROKEN"]).exists():
         print("RuntimeError: no kernel image is available", flush=True)
         sys.exit(1)
-    argv = ["--port", flag("port"), "--model", flag("served-model-name"), "--api-key", os.environ["VLLM_API_KEY"]]
+    argv = ["--port", flag("port"), "--model", flag("served-model-name")]  # the key is in the environment, as for vLLM
     os.execv(sys.executable, [sys.executable, str(ENGINE), *argv])
 
 

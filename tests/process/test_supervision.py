@@ -56,7 +56,11 @@ async def all_ready(gateway: Penstock) -> None:
             re.findall(rb"penstock_engine_up\{[^}]*\} 1\.0", (await gateway.get("/metrics")).body)
         ) == 2
 
-    await until(ready, PATIENCE)
+    try:
+        await until(ready, PATIENCE)
+    except TimeoutError:
+        said = [f"{line.get('replica')}: {line['message']}" for line in gateway.log]
+        raise AssertionError("\n".join(map(str, ["not both ready:", *await shown(gateway), *said]))) from None
 
 
 async def shown(gateway: Penstock) -> list[dict[str, object]]:
