@@ -10,6 +10,7 @@ import orjson
 from gateway.errors import GatewayError
 from gateway.wire.rules import (
     Rule,
+    all_within,
     array,
     boolean,
     bounded,
@@ -17,6 +18,7 @@ from gateway.wire.rules import (
     either,
     fail,
     integer,
+    integers,
     invalid,
     mapping,
     missing,
@@ -149,6 +151,11 @@ def _anthropic_part(part: object, path: str) -> bool:
     return _part(part, path)
 
 
+def _is_text(part: object, *kinds: str) -> bool:
+    """What nearly all parts are: no path has to be written for them."""
+    return isinstance(part, dict) and part.get("type") in kinds and isinstance(part.get("text"), str)
+
+
 def _message(message: object, path: str, part_rule: Callable[[object, str], bool] = _part) -> None:
     if not isinstance(message, dict):
         wrong_type(message, path, "an object")
@@ -168,7 +175,8 @@ def _message(message: object, path: str, part_rule: Callable[[object, str], bool
     elif isinstance(content, list):
         media = 0
         for i, part in enumerate(content):
-            media += part_rule(part, f"{path}.content[{i}]")
+            if not _is_text(part, "text"):
+                media += part_rule(part, f"{path}.content[{i}]")
         if media > MAX_MEDIA_PARTS:
             bounded(content, f"{path}.content", MAX_MEDIA_PARTS)
     else:
@@ -338,6 +346,9 @@ def _modalities(value: object, path: str) -> None:
 
 
 def _prompt_ids(value: list[Any], path: str) -> None:
+    if all_within(value, 0, MAX_TOKEN_ID):
+        return
+    _plain(value, path, (int, float))
     token = integer(0, MAX_TOKEN_ID, null=False)
     for i, one in enumerate(value):
         token(one, f"{path}[{i}]" if i < 8 else path)
@@ -354,7 +365,6 @@ def _prompt(value: object, path: str) -> None:
     bounded(value, path, MAX_TOKENS, 1)
     first = value[0]
     if isinstance(first, int | float) and not isinstance(first, bool):
-        _plain(value, path, (int, float))
         _prompt_ids(value, path)
         return
     bounded(value, path, MAX_PROMPTS)
@@ -365,7 +375,6 @@ def _prompt(value: object, path: str) -> None:
         _plain(value, path, (list,))
         for i, ids in enumerate(value):
             bounded(ids, path if not i else f"{path}[{i}]", MAX_TOKENS, 1)
-            _plain(ids, f"{path}[{i}]", (int, float))
             _prompt_ids(ids, f"{path}[{i}]")
         return
     wrong_type(first, path, "strings or token ids")
@@ -419,7 +428,8 @@ def _responses_input(value: object, path: str) -> None:
             parts = item.get(field)
             if isinstance(parts, list):
                 for j, part in enumerate(parts):
-                    _responses_part(part, f"{path}[{i}].{field}[{j}]")
+                    if not _is_text(part, "input_text", "output_text"):
+                        _responses_part(part, f"{path}[{i}].{field}[{j}]")
 
 
 def _responses_part(part: object, path: str) -> None:
@@ -506,9 +516,9 @@ _SAMPLING: Final[Mapping[str, Rule]] = {
     "stop": either(
         "a string or an array of strings", str=string(256), list=array(string(256, minimum=1, null=False), 4)
     ),
-    "stop_token_ids": array(integer(0, MAX_TOKEN_ID, null=False), 128),
+    "stop_token_ids": integers(0, MAX_TOKEN_ID, 128),
     "bad_words": array(string(256, null=False), 128),
-    "allowed_token_ids": array(integer(0, MAX_TOKEN_ID, null=False), 65_536),
+    "allowed_token_ids": integers(0, MAX_TOKEN_ID, 65_536),
     "logit_bias": _logit_bias,
     "ignore_eos": boolean,
     "skip_special_tokens": boolean,
@@ -613,5 +623,5 @@ TOKENIZE: Final[Mapping[str, Rule]] = {
 }
 DETOKENIZE: Final[Mapping[str, Rule]] = {
     **_COMMON,
-    "tokens": array(integer(0, MAX_TOKEN_ID, null=False), MAX_TOKENS, null=False),
+    "tokens": integers(0, MAX_TOKEN_ID, MAX_TOKENS, null=False),
 }

@@ -5,7 +5,7 @@ Codes and wording follow OpenAI's, so that what SDKs and people know stays true.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gateway.errors import GatewayError
 
@@ -154,6 +154,22 @@ def array(item: Rule | None, maximum: int, *, minimum: int = 0, null: bool = Tru
                 item(one, f"{path}[{i}]")
 
     return rule
+
+
+def integers(low: int, high: int, maximum: int, *, minimum: int = 0, null: bool = True) -> Rule:
+    """An array of integers: what `array(integer(low, high))` says, for the many that a prompt in ids has."""
+    each = array(integer(low, high, null=False), maximum, minimum=minimum, null=null)
+
+    def rule(value: object, path: str) -> None:
+        if not isinstance(value, list) or not minimum <= len(value) <= maximum or not all_within(value, low, high):
+            each(value, path)
+
+    return rule
+
+
+def all_within(values: list[Any], low: int, high: int) -> bool:
+    """Whether all are integers from `low` to `high`. A large array holds up whoever waits: nothing is called for each."""
+    return all(isinstance(one, int) and not isinstance(one, bool) and low <= one <= high for one in values)
 
 
 def bounded(value: Sequence[object], path: str, maximum: int, minimum: int = 0) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from gateway.errors import GatewayError
 from gateway.wire.rules import (
@@ -12,6 +13,7 @@ from gateway.wire.rules import (
     decimal,
     either,
     integer,
+    integers,
     mapping,
     one_of,
     refused,
@@ -71,6 +73,13 @@ TABLE: list[tuple[str, Rule, Any, object]] = [
     ("array", array(WHOLE, 2), {}, "invalid_type"),
     ("array", array(WHOLE, 2), "ab", "invalid_type"),
     ("array", array(WHOLE, 2, null=False), None, "invalid_type"),
+    ("integers", integers(1, 10, 2), [1, 10], SAME),
+    ("integers", integers(1, 10, 2), [], SAME),
+    ("integers", integers(1, 10, 2), None, SAME),
+    ("integers", integers(1, 10, 2), [1, 2, 3], "array_above_max_length"),
+    ("integers", integers(1, 10, 2, minimum=1), [], "empty_array"),
+    ("integers", integers(1, 10, 2), {}, "invalid_type"),
+    ("integers", integers(1, 10, 2, null=False), None, "invalid_type"),
     ("mapping", mapping({"a": WHOLE}), {"a": 1, "b": object()}, SAME),
     ("mapping", mapping({"a": WHOLE}), None, SAME),
     ("mapping", mapping({}, null=False), None, "invalid_type"),
@@ -116,6 +125,24 @@ def test_the_place_is_named(rule: Rule, value: Any, code: str, param: str) -> No
     with pytest.raises(GatewayError) as refusal:
         rule(value, "f")
     assert (refusal.value.code, refusal.value.param) == (code, param)
+
+
+def outcome(rule: Rule, value: Any) -> object:
+    try:
+        rule(value, "f")
+    except GatewayError as refusal:
+        return refusal.code, refusal.param, refusal.message
+    return SAME
+
+
+NUMBERS = st.integers(-1, 12) | st.sampled_from([True, False, None, 1.0, 1e30, -1e30, 10**30, "1", [1]])
+
+
+@given(st.lists(NUMBERS, max_size=4), st.booleans(), st.integers(0, 2))
+def test_integers_is_an_array_of_integer(values: list[Any], null: bool, minimum: int) -> None:
+    quick = integers(1, 10, 3, minimum=minimum, null=null)
+    slow = array(integer(1, 10, null=False), 3, minimum=minimum, null=null)
+    assert outcome(quick, values) == outcome(slow, values)
 
 
 def test_messages_say_what_is_allowed_and_repeat_little() -> None:
