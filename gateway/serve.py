@@ -40,6 +40,7 @@ async def serve(gateway: Gateway, head: Head, body: Body, sink: Sink) -> None:
         run.caller = policy.keyring.identify(head.authorization, head.api_key)
         judge_head(head, policy.max_body_bytes)
         call = run.call = decode(head.endpoint, body if isinstance(body, bytes) else await body())
+        body = b""  # it would take its room for as long as the answer takes, beside what was read of it
         run.ready = monotonic()
         model, deadline = plan(call, run.caller, policy.models, run.ready)
         run.model = model
@@ -116,11 +117,13 @@ async def attempt(gateway: Gateway, run: Run, call: Call, replica: Replica) -> N
             run.take(receiver)
             receiver.data(rest)
             return await receiver
-    body = encode(call, replica.served_name, with_ids=trail is not None)
     for fresh in (False, True):
         receiver = relay(call, replica.model, run.sink, run, resumed)
         run.take(receiver)
+        # Encoded for each try, as it must not stay for as long as the answer takes: orjson gives 4 KB to the smallest.
+        body = encode(call, replica.served_name, with_ids=trail is not None)
         connection = await gateway.client.send(replica, call.endpoint.engine_path, body, receiver, fresh=fresh)
+        del body
         receiver.connection = connection
         gateway.ticker.relays.add(receiver)
         run.sent()

@@ -113,6 +113,8 @@ def schema(rule: Any) -> Schema:
                 "minItems": given["minimum"],
                 "maxItems": given["maximum"],
             }
+        case "integers":
+            return schema(given["each"])
         case "mapping":
             properties = {name: schema(inner) for name, inner in given["fields"].items()}
             return {
