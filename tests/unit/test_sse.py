@@ -57,6 +57,20 @@ def test_any_bytes_in_any_pieces(pieces: list[bytes]) -> None:
     assert split(*pieces) == split(b"".join(pieces))
 
 
+@given(
+    st.sampled_from([-3, -1, 0, 1, 2, 3 * sse.LONG_LINE]),
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.lists(st.integers(0, 12 * sse.LONG_LINE), max_size=4),
+)
+def test_long_lines(more: int, line_end: bytes, cuts: list[int]) -> None:
+    long = b"data: " + b"5," * (sse.LONG_LINE // 2) + b"x" * max(more, 0)
+    long = long[: sse.LONG_LINE + more]
+    wanted = [long, *EVENTS, b"id: 1\n" + long, long + b"\ndata: more", long]
+    data = (b"\n\n".join([*wanted, long]) + b"\n").replace(b"\n", line_end)
+    edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    assert split(*(data[a:b] for a, b in pairwise(edges))) == (wanted, long + b"\n")
+
+
 def test_an_event_without_its_end_is_none() -> None:
     assert split(b"data: a\n\ndata: b\n") == ([b"data: a"], b"data: b\n")
 
