@@ -176,7 +176,7 @@ class OpenAIMeter:
         trail = self.trail
         if trail is None:
             return self._events + (self._passing.count if self._passing is not None else 0)
-        return max(self._events, len(trail.ids)) if trail.broken else trail.tokens
+        return max(self._events, trail.events) if trail.broken else trail.tokens
 
     def read(self, event: bytes) -> Verdict:
         trail = self.trail
@@ -185,13 +185,15 @@ class OpenAIMeter:
             if data is None:
                 return Verdict.DROP
             event = b"data: " + data
+        if trail is not None and trail.prompt is None and not trail.opened:
+            event = trail.take_prompt(event)
         if event.find(b'"usage":{') >= 0:
             return self._with_usage(event)
         finishes = event.find(b'"finish_reason":"') >= 0
         if (not finishes and event.find(b'"choices":[{') < 0) or sse.LF in event or not event.endswith(b"}"):
             return self._unusual(event)
         if trail is not None:
-            if trail.prompt is None and not trail.broken:
+            if not trail.opened:
                 try:
                     event = trail.first(event)
                 except ValueError:
@@ -206,7 +208,7 @@ class OpenAIMeter:
             if not self._keep_usage and self._finished >= self._choices:
                 self._held = event
                 return Verdict.DROP
-        elif not self._events and not (trail and trail.ids) and opens(event):
+        elif not self._events and not (trail and trail.events) and opens(event):
             return Verdict.OTHER  # a chat's first chunk: no token yet
         return self._token()
 
@@ -216,7 +218,7 @@ class OpenAIMeter:
                 self._passing.learn(self.forward)
             self._events += 1
         elif self.trail is not None and self.trail.broken:  # until then the trail has counted
-            self._events = max(self._events + 1, len(self.trail.ids))
+            self._events = max(self._events + 1, self.trail.events)
         return Verdict.TOKEN
 
     def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:
@@ -234,7 +236,7 @@ class OpenAIMeter:
         if chunk.get("choices"):  # continuous_usage_stats, which only a client can have asked for
             self._finished += event.count(b'"finish_reason":"')
             if self.trail is not None:
-                self.forward = self.trail.first(event) if self.trail.prompt is None else self.trail.note(event)
+                self.forward = self.trail.note(event) if self.trail.opened else self.trail.first(event)
             return self._token()
         if self._keep_usage:
             self._told = True

@@ -28,6 +28,7 @@ PLAIN: Final[Mapping[str, bytes]] = {
 }
 EMPTY: Final = b'"delta":{}'
 PLAIN_END: Final = b"]}]}"
+FOLD: Final = 32  # events whose ids and text are kept one by one: 110 bytes each, folded together a tenth of that
 
 
 def ids_at(event: bytes, last: int) -> int:
@@ -81,15 +82,18 @@ class Trail(Lane):
         "_chat",
         "_end",
         "_first",
+        "_ids",
         "_lone_end",
+        "_older_ids",
+        "_older_text",
+        "_pieces",
         "_plain",
         "_prefix",
         "_start",
         "_without",
         "broken",
-        "ids",
+        "opened",
         "overlap",
-        "pieces",
         "prompt",
     )
 
@@ -101,23 +105,32 @@ class Trail(Lane):
         self._lone_end = self._without + b"\n\n"
         self._prefix = b"\n"  # what all of a stream's tokens begin with, up to the text; nothing begins with this
         self._first = b""
-        self.overlap = ""  # after a cut: text that was sent and that `ids` do not cover yet
+        self.overlap = ""  # after a cut: text that was sent and that the ids do not cover yet
         self.prompt: bytes | None = None  # its ids, as JSON: b"1,2,3"
-        self.ids: list[bytes] = []  # of each event, as JSON: b"1,2"
-        self.pieces: list[bytes] = []  # of text, as in a JSON string
+        self.opened = False  # the first event has come
         self.broken = False
+        self._ids: list[bytes] = []  # of each event, as JSON: b"1,2"
+        self._pieces: list[bytes] = []  # of text, as in a JSON string
+        self._older_ids: list[bytes] = []  # the same, of FOLD events each
+        self._older_text: list[bytes] = []
 
-    def first(self, event: bytes) -> bytes:
-        """The event that bears the prompt's ids, which may be long: they are cut out as text. Raises ValueError if there are
-        none and it is not even JSON."""
+    def take_prompt(self, event: bytes) -> bytes:
+        """The prompt's ids, which may be long, are cut out as text before anybody else looks through the event."""
         at = event.find(PROMPT_IDS)
         end = event.find(b"]", at)
         if at < 0 or end < 0:
+            return event
+        self.prompt = event[at + len(PROMPT_IDS) : end]
+        return b"%b%b%b" % (event[:at], NO_PROMPT_IDS, event[end + 1 :])
+
+    def first(self, event: bytes) -> bytes:
+        """The stream's first event, without the ids of its prompt. Raises ValueError if it had none and is not even JSON."""
+        self.opened = True
+        if self.prompt is None:
             orjson.loads(event[6:])
             self.broken = True  # an engine that does not know the field
             return event
-        self.prompt = event[at + len(PROMPT_IDS) : end]
-        self._first = event = b"%b%b%b" % (event[:at], NO_PROMPT_IDS, event[end + 1 :])
+        self._first = event
         return event if self._chat else self.note(event)
 
     def plain(self, events: list[bytes], at: int, out: list[bytes]) -> int:
@@ -133,8 +146,7 @@ class Trail(Lane):
             end = ids - length
             if end < skip or event[end:ids] != plain:
                 return at
-            self.ids.append(event[ids:-4])
-            self.pieces.append(event[skip:end])
+            self._keep(event[ids:-4], event[skip:end])
             out.append(event[:end] + without)
         return len(events)
 
@@ -151,8 +163,7 @@ class Trail(Lane):
         text = chunk[start:end]
         if LF in text:  # more than one event
             return b""
-        self.ids.append(chunk[at:-6])
-        self.pieces.append(text)
+        self._keep(chunk[at:-6], text)
         return chunk[:end] + self._lone_end
 
     def note(self, event: bytes) -> bytes:
@@ -162,29 +173,37 @@ class Trail(Lane):
             self.broken = True
             return event
         end = event.find(b"]", at)
-        self.ids.append(event[at + 13 : end])
+        text = b""
         start = event.find(self._start)
         stop = event.find(self._end, start)
         if 0 <= start < stop:
             start += len(self._start)
             self._prefix = event[:start]
-            self.pieces.append(event[start:stop])
+            text = event[start:stop]
         elif event.find(EMPTY) < 0:
             self.broken = True
+        self._keep(event[at + 13 : end], text)
         return event[:at] + NO_IDS + event[end + 1 :]
+
+    def _keep(self, ids: bytes, text: bytes) -> None:
+        if len(self._ids) >= FOLD:
+            self._older_ids.append(b",".join([one for one in self._ids if one]))
+            self._older_text.append(b"".join(self._pieces))
+            self._ids.clear()
+            self._pieces.clear()
+        self._ids.append(ids)
+        self._pieces.append(text)
 
     def add(self, ids: list[int], text: str) -> None:
         """What a later engine's event adds."""
-        if ids:
-            self.ids.append(",".join(map(str, ids)).encode())
-        if text:
-            self.pieces.append(orjson.dumps(text)[1:-1])
+        if ids or text:
+            self._keep(",".join(map(str, ids)).encode(), orjson.dumps(text)[1:-1])
             self.overlap = self.overlap[len(text) :]
 
     def cut(self, ids: list[int], overlap: str) -> None:
         """Goes back to these ids of the answer, and to the text without `overlap`, its end."""
         text = self.text()
-        self.ids, self.pieces, self.overlap = [], [], ""
+        self._ids, self._pieces, self._older_ids, self._older_text, self.overlap = [], [], [], [], ""
         self.add(ids, text[: len(text) - len(overlap)])
         self.overlap = overlap
 
@@ -205,7 +224,7 @@ class Trail(Lane):
     @property
     def whole(self) -> bool:
         """Another engine could go on from here."""
-        return not self.broken and self.prompt is not None
+        return self.opened and not self.broken
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -221,11 +240,16 @@ class Trail(Lane):
     @property
     def tokens(self) -> int:
         """How many ids have come."""
-        return sum(ids.count(b",") + 1 for ids in self.ids if ids)
+        return sum(ids.count(b",") + 1 for ids in [*self._older_ids, *self._ids] if ids)
+
+    @property
+    def events(self) -> int:
+        """How many events with ids have come; after a cut, those before it count as one."""
+        return len(self._older_ids) * FOLD + len(self._ids)
 
     def text(self) -> str:
         """The text that has been sent."""
-        return "".join(orjson.loads(b'"%b"' % piece) for piece in self.pieces) + self.overlap
+        return "".join(orjson.loads(b'"%b"' % piece) for piece in [*self._older_text, *self._pieces]) + self.overlap
 
     def token_ids(self) -> list[int]:
-        return [int(one) for ids in self.ids for one in ids.split(b",") if one]
+        return [int(one) for ids in [*self._older_ids, *self._ids] for one in ids.split(b",") if one]

@@ -272,7 +272,7 @@ def test_events_that_bear_only_ids_are_ours() -> None:
         made.read(event({"choices": [{"index": 0, "delta": {}, "finish_reason": None, "token_ids": [7]}]}))
         is Verdict.DROP
     )
-    assert trail.ids == [b"7"]
+    assert trail.token_ids() == [7]
     made.read(token("x", token_ids=None))
     assert trail.broken
 
@@ -287,7 +287,7 @@ def test_ids_and_usage_in_every_chunk() -> None:
     choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "token_ids": [7]}
     made.read(event({"choices": [choice], "usage": usage}))
     assert made.forward == event({"choices": [{**choice, "token_ids": None}], "usage": usage})
-    assert (trail.prompt_ids, trail.ids) == ([1], [b"7"])
+    assert (trail.prompt_ids, trail.token_ids()) == ([1], [7])
 
 
 @pytest.mark.parametrize("trail", [False, True])

@@ -233,7 +233,7 @@ async def test_in_mid_stream_only_what_can_go_on_elsewhere_is_taken_from_an_engi
         one, _, now = made(trail=trail)
         one.terms.healthier = True
         if trail is not None:
-            trail.prompt = b"1"
+            trail.prompt, trail.opened = b"1", True
         one.head(200, SSE)
         choice = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None, "token_ids": [5]}
         one.data(b"data: %b\n\n" % orjson.dumps({"choices": [choice]}))

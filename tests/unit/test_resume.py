@@ -148,7 +148,7 @@ def test_fields_that_an_endpoint_does_not_know_may_hold_anything(value: object) 
 
 def trail_of(*pieces: tuple[str, list[int]]) -> Trail:
     trail = Trail(CHAT.path)
-    trail.prompt = b"1,2"
+    trail.prompt, trail.opened = b"1,2", True
     for piece, ids in pieces:
         trail.add(ids, piece)
     return trail
@@ -206,7 +206,7 @@ def test_an_engine_that_fails_again_says_so() -> None:
 @pytest.mark.parametrize("call", [chat(max_tokens=2), text(max_tokens=2)])
 def test_an_ending_without_an_engine(call: Call) -> None:
     trail = Trail(call.endpoint.path)
-    trail.prompt = b"1,2"
+    trail.prompt, trail.opened = b"1,2", True
     trail.add([3], "a")
     trail.add([4], "b")
     cut = Cut([1, 2], [3, 4], "")

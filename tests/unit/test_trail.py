@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from gateway.types import Call
 from gateway.usage.meter import OpenAIMeter, Verdict
-from gateway.usage.trail import Trail
+from gateway.usage.trail import FOLD, Trail
 from gateway.wire.openai import ENDPOINTS
 
 PATHS = {e.path: e for e in ENDPOINTS if e.path in ("/v1/chat/completions", "/v1/completions")}
@@ -86,7 +86,11 @@ def test_usage_stays_where_the_client_asked_for_it(path: str, pieces: list[Piece
     assert out == stream(path, pieces, prompt, asked=False, usage=True)
 
 
-@given(path=st.sampled_from(list(PATHS)), pieces=streams, prompt=st.lists(st.integers(0, 9), min_size=1))
+@given(
+    path=st.sampled_from(list(PATHS)),
+    pieces=st.builds(lambda some, times: some * times, streams, st.sampled_from([1, FOLD, FOLD + 1])),
+    prompt=st.lists(st.integers(0, 9), min_size=1),
+)
 def test_the_trail_knows_all(path: str, pieces: list[Piece], prompt: list[int]) -> None:
     trail = Trail(path)
     relayed(OpenAIMeter(call(path), trail), stream(path, pieces, prompt, asked=True, usage=True))
@@ -96,6 +100,10 @@ def test_the_trail_knows_all(path: str, pieces: list[Piece], prompt: list[int]) 
     assert trail.token_ids() == [i for _, piece in pieces for i in piece]
     assert trail.tokens == len(trail.token_ids())
     assert trail.head() == HEAD
+    trail.cut(trail.token_ids()[:-1], "")
+    assert trail.token_ids() == [i for _, piece in pieces for i in piece][:-1]
+    assert trail.tokens == len(trail.token_ids())
+    assert trail.text() == "".join(text for text, _ in pieces)
 
 
 @pytest.mark.parametrize("path", PATHS)
