@@ -195,6 +195,7 @@ class Lane:
         self._turns = turns
         self._schedule = schedule
         self._begun = 0
+        self._most_running = 0  # since the last sample
         self._first_index = first_index
         self._most = math.ceil(plan.requests / turns) if plan.requests else None
         self._until = math.inf  # when nothing more is begun
@@ -233,7 +234,8 @@ class Lane:
 
     def sample(self, at: float) -> Sample:
         chunks = self.chunks + sum(len(exchange.reader.times) for exchange in self.client.running)
-        self.samples.append(Sample(max(at - self._start, 0.0), chunks, len(self.client.running), self.ok, self.failed))
+        self.samples.append(Sample(max(at - self._start, 0.0), chunks, self._most_running, self.ok, self.failed))
+        self._most_running = len(self.client.running)
         return self.samples[-1]
 
     @property
@@ -282,6 +284,7 @@ class Lane:
         body = self._body.encode(talk.history, turn.max_tokens)
         exchange = Exchange(body, talk.ended, due=due, index=talk.index, turn=talk.turn, keep_events=self._turns > 1)
         self.client.send(exchange)
+        self._most_running = max(self._most_running, len(self.client.running))
 
     def answered(self, talk: "_Talk", exchange: Exchange) -> None:
         self._take(exchange)

@@ -94,7 +94,7 @@ class Sample(NamedTuple):
 
     time: float  # since the start of the run
     chunks: int  # received so far
-    running: int
+    running: int  # at most, since the sample before
     ok: int
     failed: int
 

@@ -86,6 +86,7 @@ async def test_tokens_are_the_engines_own_count(fake: JSON, chat: bool) -> None:
         asked = (await engine.stats())["last"][0]["json"]
     assert (found.ok, found.failed, found.uncounted) == (10, 0, 0)
     assert (found.prompt_tokens, found.output_tokens) == (30, 40)
+    assert found.peak_running == 2  # though it is over before a second look
     assert found.itl.size == 30  # the role chunk and the usage chunk are no output
     assert found.output_rate == pytest.approx(40 / found.duration)
     assert (asked["stream"], asked["stream_options"], asked["max_tokens"]) == (True, {"include_usage": True}, 4)
