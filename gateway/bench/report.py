@@ -268,9 +268,12 @@ def sweep_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def _sweep(runs: Sequence[Run]) -> RenderableType:
+    """Narrow: what is not a terminal counts as one of 80 columns, and a figure that is cut off is none."""
     table = _table()
+    table.padding = (0, 1, 0, 0)
     for name in SWEEP:
-        table.add_column(name, justify="left" if name == "load" else "right", no_wrap=True)
+        stacked = name.replace(" ", "\n") if "tok/s" in name or " p" in name else f"\n{name}"
+        table.add_column(stacked, justify="left" if name == "load" else "right", no_wrap=True)
     for row in sweep_rows(runs):
         table.add_row(*row)
     parts: list[RenderableType] = [Text(), Text(" sweep", "bold"), Text(), _indented(table)]
