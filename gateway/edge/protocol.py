@@ -18,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from gateway.drive import Drive
+from gateway.drive import Drive, Event
 from gateway.edge import guard
 from gateway.edge.flow import Flow
 from gateway.edge.sink import EdgeSink, default_lines, status_line
@@ -91,6 +91,7 @@ class EdgeProtocol(HttpToolsProtocol):
         "_lingered",
         "_parsed",
         "_refusal",
+        "_unparsed",
         "_unread",
         "_unread_since",
         "_whole",
@@ -133,8 +134,9 @@ class EdgeProtocol(HttpToolsProtocol):
         self._refusal: GatewayError | None = None
         self._fault: GatewayError | None = None  # what is wrong with the body
         self._discard = False  # the answer is out, the rest of the body is not wanted
-        self._whole: asyncio.Future[None] | None = None  # the body is all there
-        self._parsed = False  # the parser has seen the end of the message
+        self._whole: Event | None = None  # the body is all there
+        self._unparsed = False  # the parser sees nothing of this message
+        self._parsed = False  # the end of the message has come
         self._unread = 0  # bytes that waited for the client at the last look
         self._unread_since = 0.0
 
@@ -167,7 +169,7 @@ class EdgeProtocol(HttpToolsProtocol):
                 return
 
     def _take(self, known: Known, data: bytes) -> bool:
-        """Serves a request that is all there, if its head is known."""
+        """Serves a request whose head is known, and all there. Its body may come later, as most clients send it apart."""
         prefix, suffix, head, keep_alive = known
         if not data.startswith(prefix):
             return False
@@ -178,11 +180,11 @@ class EdgeProtocol(HttpToolsProtocol):
             return False
         body = data[end + len(suffix) :]
         size = int(digits)
-        if len(body) != size or size > self.gateway.policy.max_body_bytes:
+        missing = size - len(body)
+        if missing < 0 or size > self.gateway.policy.max_body_bytes:
             return False
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        self.stage = Stage.ANSWER
         self._fault = self._whole = None
         gateway = self.gateway
         sink = EdgeSink(
@@ -193,8 +195,25 @@ class EdgeProtocol(HttpToolsProtocol):
             keep_alive=keep_alive and not gateway.draining,
         )
         self.sink = sink
-        self._drive(head, body, sink)
+        if not missing:
+            self.stage = Stage.ANSWER
+            self._drive(head, body, sink)
+        else:
+            self.touched = self._unparsed = True
+            self._expect(missing)
+            self._came = len(body)
+            self._body += body
+            self.expect_100_continue = False
+            self._drive(head, self._read_body, sink)
         return True
+
+    def _expect(self, length: int) -> None:
+        """The body comes next."""
+        self.stage = Stage.BODY
+        self._left, self._came = length, 0
+        self._chunks = None
+        self._body = bytearray()
+        self._parsed = self._discard = False
 
     def _hold(self, data: bytes) -> None:
         """Keeps what was pipelined. Reading goes on, or a disconnect would go unnoticed."""
@@ -234,12 +253,9 @@ class EdgeProtocol(HttpToolsProtocol):
         if refusal is not None:
             self._refuse(refusal)
             return b""
-        self.stage = Stage.BODY
-        self._left = self._came = 0
-        self._chunks = None
-        self._body = bytearray()
+        self._expect(0)
         self._fault = None
-        self._parsed = self._discard = False
+        self._unparsed = False
         if not self._feed(guard.without_upgrade(head)):
             if self.sink is not None and self._head is not None:
                 self._drive(self._head, self._read_body, self.sink)  # it tells what is wrong
@@ -284,7 +300,12 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._refuse(guard.bad("The request is not valid HTTP/1.1."))
                 return b""
             cut = len(data) - len(self._chunks.take_rest())
-        if cut and not self._feed(data[:cut]):
+        if self._unparsed:
+            self._parsed = not self._left
+            self.on_body(data[:cut])
+            if self.stage is Stage.CLOSING:
+                return b""
+        elif cut and not self._feed(data[:cut]):
             return b""
         if self._parsed:
             self._message_ends()
@@ -312,8 +333,8 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _wake(self) -> None:
         """No more of the body is to be waited for."""
-        if self._whole is not None and not self._whole.done():
-            self._whole.set_result(None)
+        if self._whole is not None:
+            self._whole.happen()
 
     # ---- what the parser tells
 
@@ -401,7 +422,7 @@ class EdgeProtocol(HttpToolsProtocol):
             if self.expect_100_continue:
                 self.gateway.cork.write(self.transport, b"HTTP/1.1 100 Continue\r\n\r\n")
             self.since = monotonic()
-            self._whole = self.loop.create_future()
+            self._whole = Event()
             await self._whole
         if sink.gone:
             raise ClientGone
