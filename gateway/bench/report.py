@@ -114,7 +114,7 @@ def _record_json(record: Record) -> dict[str, Any]:
 
 
 def render(report: Report, console: Console) -> None:
-    """The tables for a terminal of 100 columns."""
+    """The tables for a terminal of 80 columns or more; what is none counts as one of 80."""
     for run in report.runs:
         console.print(_run(run, several=len(report.runs) > 1))
     if len(report.runs) > 1:
@@ -153,8 +153,8 @@ def _headline(run: Run, *, several: bool) -> Text:
     return line
 
 
-def _table(**options: Any) -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", **options)
+def _table(gap: int = 2, **options: Any) -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim", **options)
 
 
 def _indented(table: RenderableType) -> Padding:
@@ -181,8 +181,8 @@ def _share(part: int, whole: int) -> str:
 
 
 def _latencies(summary: Summary) -> RenderableType:
-    table = _table()
-    table.add_column("", min_width=24)
+    table = _table(gap=1)
+    table.add_column("", min_width=21)
     for column in COLUMNS:
         table.add_column(column, justify="right", min_width=8, style="bold" if column in ("p50", "p99") else "")
     for name, pick in LATENCIES:
@@ -193,8 +193,8 @@ def _latencies(summary: Summary) -> RenderableType:
 def _comparison(first: TargetResult, second: TargetResult) -> RenderableType:
     table = _table()
     table.add_column("", min_width=28)
-    for header, style in ((f"A {first.name}", "bold"), (f"B {second.name}", "bold"), ("B / A", "cyan")):
-        table.add_column(header, justify="right", style=style, max_width=26, overflow="fold")
+    for header, style in (("A", "bold"), ("B", "bold"), ("B / A", "cyan")):
+        table.add_column(header, justify="right", style=style, min_width=9, no_wrap=True)
     one, two = first.summary, second.summary
     rows = list(THROUGHPUT)
     if one.goodput is not None:
@@ -207,7 +207,8 @@ def _comparison(first: TargetResult, second: TargetResult) -> RenderableType:
         for column in ("mean", *QUANTILES):
             a, b = getattr(pick(one), column), getattr(pick(two), column)
             table.add_row(f"{name} {column}", duration(a), duration(b), ratio(a, b))
-    return _indented(table)
+    names = Text(f"A  {first.name}\nB  {second.name}", "dim", overflow="fold")
+    return _indented(Group(names, Text(), table))
 
 
 def _failures(target: TargetResult, *, named: bool) -> RenderableType:
@@ -268,9 +269,7 @@ def sweep_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def _sweep(runs: Sequence[Run]) -> RenderableType:
-    """Narrow: what is not a terminal counts as one of 80 columns, and a figure that is cut off is none."""
-    table = _table()
-    table.padding = (0, 1, 0, 0)
+    table = _table(gap=1)
     for name in SWEEP:
         stacked = name.replace(" ", "\n") if "tok/s" in name or " p" in name else f"\n{name}"
         table.add_column(stacked, justify="left" if name == "load" else "right", no_wrap=True)

@@ -68,18 +68,20 @@ REPORTS = {
 }  # fmt: skip
 
 
-def text(of: Report) -> str:
-    console = Console(file=io.StringIO(), width=100, highlight=False)
+def text(of: Report, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
     shown.render(of, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_the_tables_fit_in_100_columns(name: str) -> None:
-    lines = text(REPORTS[name]).splitlines()
-    assert all(len(line) <= 100 for line in lines)
-    assert "…" not in "".join(lines)
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_tables_fit_and_say_the_same_at_any_width(name: str, width: int) -> None:
+    said = text(REPORTS[name], width)
+    assert all(len(line) <= width for line in said.splitlines())
+    assert "…" not in said
+    assert said.split() == text(REPORTS[name], 1000).split()
 
 
 def test_the_table_of_one_run() -> None:
