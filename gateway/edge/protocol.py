@@ -82,6 +82,7 @@ class EdgeProtocol(HttpToolsProtocol):
         "_came",
         "_chunks",
         "_discard",
+        "_ended",
         "_fault",
         "_first",
         "_head",
@@ -89,9 +90,8 @@ class EdgeProtocol(HttpToolsProtocol):
         "_known",
         "_left",
         "_lingered",
-        "_parsed",
+        "_past_parser",
         "_refusal",
-        "_unparsed",
         "_unread",
         "_unread_since",
         "_whole",
@@ -135,8 +135,8 @@ class EdgeProtocol(HttpToolsProtocol):
         self._fault: GatewayError | None = None  # what is wrong with the body
         self._discard = False  # the answer is out, the rest of the body is not wanted
         self._whole: Event | None = None  # the body is all there
-        self._unparsed = False  # the parser sees nothing of this message
-        self._parsed = False  # the end of the message has come
+        self._past_parser = False  # it sees nothing of this message, whose head was known
+        self._ended = False  # the message has
         self._unread = 0  # bytes that waited for the client at the last look
         self._unread_since = 0.0
 
@@ -199,7 +199,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self.stage = Stage.ANSWER
             self._drive(head, body, sink)
         else:
-            self.touched = self._unparsed = True
+            self.touched = self._past_parser = True
             self._expect(missing)
             self._came = len(body)
             self._body += body
@@ -213,7 +213,7 @@ class EdgeProtocol(HttpToolsProtocol):
         self._left, self._came = length, 0
         self._chunks = None
         self._body = bytearray()
-        self._parsed = self._discard = False
+        self._ended = self._discard = False
 
     def _hold(self, data: bytes) -> None:
         """Keeps what was pipelined. Reading goes on, or a disconnect would go unnoticed."""
@@ -255,7 +255,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return b""
         self._expect(0)
         self._fault = None
-        self._unparsed = False
+        self._past_parser = False
         if not self._feed(guard.without_upgrade(head)):
             if self.sink is not None and self._head is not None:
                 self._drive(self._head, self._read_body, self.sink)  # it tells what is wrong
@@ -265,7 +265,7 @@ class EdgeProtocol(HttpToolsProtocol):
             return b""
         self.headers = []  # what a trailer holds is never taken for a header
         data = data[end:]
-        if self._parsed:
+        if self._ended:
             self._message_ends()
         sink, judged = self.sink, self._head
         if sink is not None and judged is not None:
@@ -300,14 +300,9 @@ class EdgeProtocol(HttpToolsProtocol):
                 self._refuse(guard.bad("The request is not valid HTTP/1.1."))
                 return b""
             cut = len(data) - len(self._chunks.take_rest())
-        if self._unparsed:
-            self._parsed = not self._left
-            self.on_body(data[:cut])
-            if self.stage is Stage.CLOSING:
-                return b""
-        elif cut and not self._feed(data[:cut]):
+        if cut and not self._feed(data[:cut]):
             return b""
-        if self._parsed:
+        if self._ended:
             self._message_ends()
             return data[cut:]
         self._held = data[cut:]  # a torn line
@@ -315,7 +310,12 @@ class EdgeProtocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> bool:
         try:
-            self.parser.feed_data(data)
+            if self._past_parser:
+                self.on_body(data)
+                if not self._left:
+                    self.on_message_complete()
+            else:
+                self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._refuse(guard.no_connect())
             return False
@@ -390,7 +390,7 @@ class EdgeProtocol(HttpToolsProtocol):
             self._body += body
 
     def on_message_complete(self) -> None:
-        self._parsed = True
+        self._ended = True
         if self.sink is None and self._refusal is None:
             super().on_message_complete()
 
@@ -453,7 +453,7 @@ class EdgeProtocol(HttpToolsProtocol):
         """uvicorn's own lane has answered."""
         super().on_response_complete()
         if not self.transport.is_closing():
-            if self.stage is Stage.BODY and not self._parsed:
+            if self.stage is Stage.BODY and not self._ended:
                 self._discard = True
             else:
                 self._next()
