@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from gateway.bench.report import COLUMNS, LATENCIES, SWEEP, THROUGHPUT, count, duration, notes, rate, ratio, sweep_rows
-from gateway.bench.results import CHECK, Report, Run, TargetResult, token_rates, tokens_per_chunk
+from gateway.bench.results import CHECK, Report, Run, Sample, TargetResult, token_rates, tokens_per_chunk
 
 Point = tuple[float, float]
 Weighted = Sequence[tuple[float, int]]  # (value, how often), rising
@@ -124,13 +125,19 @@ def _tiles(run: Run) -> str:
     return f'<div class="tiles">{"".join(shown)}</div>'
 
 
+def running_over(samples: Sequence[Sample]) -> list[Point]:
+    """(from when on, how many at most). A sample tells of the time before it."""
+    spans = [(before.time, float(after.running)) for before, after in pairwise(samples)]
+    return spans + [(last.time, float(last.running)) for last in samples[-1:]]
+
+
 def _charts(run: Run) -> str:
     targets = list(zip("ab", run.targets, strict=False))
     speed, running = [], []
     for css, target in targets:
         rates = token_rates(target.samples, tokens_per_chunk(target.summary), width=_sample_width(target))
         speed.append(Series(target.name, css, rates, [f"{rate(y)} tokens/s at {duration(x)}" for x, y in rates]))
-        running.append(Series(target.name, css, thinned([(s.time, float(s.running)) for s in target.samples])))
+        running.append(Series(target.name, css, thinned(running_over(target.samples))))
     legend = _legend(run)
     return "".join((
         '<div class="charts">',

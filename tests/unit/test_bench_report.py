@@ -1,4 +1,4 @@
-"""What is shown of a load test: complete for machines, readable in 100 columns, and one safe HTML file."""
+"""What is shown of a load test: complete for machines, readable in 80 columns, and one safe HTML file."""
 
 import io
 import re
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from gateway.bench import report as shown
-from gateway.bench.html import as_html, bins, line_chart, ticks, weighted_quantile
+from gateway.bench.html import as_html, bins, line_chart, running_over, ticks, weighted_quantile
 from gateway.bench.results import (
     CHECK,
     Cause,
@@ -205,6 +205,12 @@ def test_html_is_well_formed_escaped_and_needs_no_network(name: str) -> None:
     assert "alert(1)" in page  # shown, as text
     assert not any("nan" in value or "inf" in value for value in found.values)
     assert "prefers-color-scheme: dark" in page
+
+
+def test_what_runs_is_shown_for_the_time_in_which_it_ran() -> None:
+    samples = [Sample(0, 0, 0, 0, 0), Sample(0.5, 9, 4, 0, 0), Sample(0.8, 9, 2, 4, 0)]
+    assert running_over(samples) == [(0, 4), (0.5, 2), (0.8, 2)]
+    assert running_over([]) == []
 
 
 def test_html_plots_what_was_measured() -> None:

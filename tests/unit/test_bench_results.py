@@ -157,6 +157,8 @@ def test_rates_are_of_whole_answers_over_the_whole_run() -> None:
     assert found.peak_running == 4
     assert found.peak_output_rate == found.output_rate  # too short to tell
     assert found.good is found.goodput is None
+    slow_start = [Sample(0.0, 0, 0, 0, 0), Sample(1.0, 0, 1, 0, 0), Sample(1.9, 17, 1, 3, 0)]
+    assert summarise(records, Histogram(), slow_start).peak_output_rate == found.output_rate
     assert found.ttft.size == 3
     assert found.lateness.size == 5
 
