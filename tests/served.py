@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "sk-test-0123456789"
 JSON_TYPE = {"content-type": "application/json"}
@@ -169,6 +171,23 @@ class Penstock:
         """Living objects of the process by type, if its door is "watched"."""
         counted: dict[str, int] = (await self._census())["objects"]
         return counted
+
+    async def settled(self) -> tuple[dict[str, int], int]:
+        """The census once nothing goes on, which is when two are the same, and the fewest descriptors seen open.
+
+        A probe of an engine opens a connection at any moment, and a census holds it up: one look may count it.
+        """
+        looks: list[tuple[dict[str, int], int]] = []
+
+        async def quiet() -> bool:
+            looks.append((await self.census(), self.descriptors()))
+            return len(looks) >= 5 and looks[-1][0] == looks[-2][0]
+
+        await until(quiet, 30)
+        return looks[-1][0], min(descriptors for _, descriptors in looks)
+
+    def descriptors(self) -> int:
+        return psutil.Process(self.pid).num_fds()
 
     async def in_cycles(self) -> int:
         """Dead objects since the last look that hold one another, if its door is "watched" and no collection was before."""

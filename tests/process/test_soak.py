@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.fake_engine import FakeEngine
-from tests.served import Penstock, chat_body, http_post, leaked, simple_config, until
+from tests.served import Penstock, chat_body, http_post, leaked, simple_config
 
 CHAT = "/v1/chat/completions"
 MB = 1 << 20
@@ -81,15 +81,8 @@ async def test_nothing_grows() -> None:
         async def look() -> tuple[int, int, dict[str, int]]:
             """Memory, descriptors and objects, once nothing goes on and idle connections are closed."""
             await engine.close_idle()
-            census: dict[str, int] = {}
-
-            async def quiet() -> bool:
-                nonlocal census
-                before, census = census, await gateway.census()
-                return before == census
-
-            await until(quiet, 30)
-            return process.memory_info().rss, process.num_fds(), census
+            census, descriptors = await gateway.settled()
+            return process.memory_info().rss, descriptors, census
 
         await rounds(10_000, 1_000, 500)
         memory, descriptors, objects = await look()
