@@ -9,6 +9,7 @@ what comes is written as it comes, until two pieces follow each other as closely
 """
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
@@ -25,10 +26,12 @@ class Cork:
     """For the transports of one event loop. What goes to a transport in this way keeps its order; before anything else is
     done with that transport, `flush` it."""
 
-    __slots__ = ("_last", "_lull", "_quiet", "_waiting")
+    __slots__ = ("_at_turns_end", "_flush", "_last", "_lull", "_quiet", "_waiting")
 
     def __init__(self, lull: float = LULL) -> None:
         self._waiting: dict[asyncio.WriteTransport, bytes] = {}
+        self._flush: Callable[[], None] = self._flush_all  # bound once, as is the loop's method, and not at each turn
+        self._at_turns_end: Callable[[Callable[[], None]], object] | None = None
         self._lull = lull
         self._quiet = 0  # turns with one piece, one after the other
         self._last = 0.0  # monotonic seconds: when a piece was written as it came
@@ -45,7 +48,9 @@ class Cork:
                     _write(transport, data)
                     return
                 self._quiet = 0
-            asyncio.get_running_loop().call_soon(self._flush_all)
+            if self._at_turns_end is None:
+                self._at_turns_end = asyncio.get_running_loop().call_soon
+            self._at_turns_end(self._flush)
         before = waiting.get(transport)
         if before is not None:
             data = before + data
