@@ -1,6 +1,7 @@
 """Watches one engine that answers over HTTP: does it still answer, does it get anywhere, how busy is it."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Final
 
 from engines import probe
 from engines.lifecycle import Progress
-from engines.probe import Address, ProbeError
+from engines.probe import Address, Line, ProbeError
 from engines.types import Load
 
 MISSES: Final = 2  # so many wrong answers in a row, and the engine counts as silent
@@ -43,12 +44,16 @@ class Monitor:
         stall_timeout: float | None = None,
     ) -> None:
         """`stall_timeout`: seconds without progress after which the engine counts as hung; None: never."""
-        self.at = at
+        self.line = Line(at)
         self.stall_timeout = stall_timeout
         self._pace = pace
         self._on_load = on_load
         self._poked = asyncio.Event()
         self._suspected = False
+
+    def close(self) -> None:
+        """In the end, by whoever made it. Never blocks."""
+        self.line.close()
 
     def poke(self) -> None:
         """Probe now."""
@@ -63,7 +68,7 @@ class Monitor:
         """Return when the engine's health check is good; probe at once, then every `interval` seconds."""
         while True:
             try:
-                return await probe.health(self.at)
+                return await probe.health(self.line)
             except ProbeError as error:
                 on_miss(str(error))
             await self._pause(interval)
@@ -77,8 +82,9 @@ class Monitor:
         progress: Progress | None = None
         while misses < MISSES:
             await self._pause(self._pace.doubtful if misses else self._pace.watching)
+            suspected = self._suspected  # later ones are for the next look: what is read now may be from before them
             try:
-                await probe.health(self.at)
+                await probe.health(self.line)
             except ProbeError as error:
                 misses, why = misses + 1, str(error)
                 continue
@@ -92,14 +98,14 @@ class Monitor:
                 progress = (progress or Progress(gauges.tokens, now)).seen(gauges.tokens, gauges.load.running, now)
                 if now - progress.since >= stall_timeout:
                     raise HungError(f"no token for {stall_timeout:g} s with {gauges.load.running} requests running")
-            if self._suspected:
+            if suspected:
                 self._suspected = False
                 await self._try(model, stall_timeout, before=gauges.tokens if gauges else None)
         return why
 
     async def _try(self, model: str, timeout: float, before: float | None) -> None:
         try:
-            await probe.trial(self.at, model, timeout)
+            await probe.trial(self.line, model, timeout)
         except (ProbeError, TimeoutError) as error:
             after = await self._gauges()
             if before is None or after is None or after.tokens == before:
@@ -107,16 +113,19 @@ class Monitor:
 
     async def _gauges(self) -> probe.Gauges | None:
         try:
-            return await probe.gauges(self.at)
+            return await probe.gauges(self.line)
         except ProbeError:
             return None  # load is advice; whether the engine is well is not decided here
 
     async def _pause(self, seconds: float) -> None:
-        # A burst of pokes costs one probe every 50 ms, not one each.
-        await asyncio.sleep(min(0.05, seconds))
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(seconds):
+            # Not all at the same time, as engines that started together would be.
+            async with asyncio.timeout(seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - jitter
                 await self._poked.wait()
         except TimeoutError:
             pass
+        else:
+            # A burst of pokes costs one probe every 50 ms, not one each.
+            await asyncio.sleep(max(0.0, began + min(0.05, seconds) - time.monotonic()))
         self._poked.clear()

@@ -1,7 +1,7 @@
 """What an engine says of itself over HTTP: health, model card, load, and whether it can generate.
 
-Each function is one request on a connection of its own, bounded in time and size, and safe to cancel. What goes wrong
-is a `ProbeError` with one line for operators.
+Each function is one question, bounded in time and size, and safe to cancel. What goes wrong is a `ProbeError` with one
+line for operators.
 """
 
 import asyncio
@@ -39,6 +39,7 @@ class Reply(NamedTuple):
 
     status: int
     body: bytes
+    kept: bool  # another question may follow on the same connection
 
 
 class Gauges(NamedTuple):
@@ -48,18 +49,88 @@ class Gauges(NamedTuple):
     tokens: float  # prompt + generated tokens since its start: moves while it works
 
 
-async def health(at: Address) -> None:
+class Line:
+    """A connection to one engine, kept from one question to the next: to connect costs more than to ask. For one question
+    at a time; close it in the end."""
+
+    def __init__(self, at: Address) -> None:
+        self.at = at
+        parts = urlsplit(at.url)
+        secure = parts.scheme == "https"
+        self._host, self._port = parts.hostname, parts.port or (443 if secure else 80)
+        self._tls = ssl.create_default_context() if secure else None
+        self._head = [f"Host: {parts.netloc}"]
+        if at.api_key is not None:
+            self._head.append(f"Authorization: Bearer {at.api_key}")
+        self._open: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    def close(self) -> None:
+        """Never blocks; the next question opens it again."""
+        if self._open is not None:
+            self._open[1].transport.abort()
+            self._open = None
+
+    async def ask(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout: float = ANSWER_TIMEOUT
+    ) -> Reply:
+        """Raises `ProbeError`."""
+        content = b"" if body is None else json.dumps(body).encode()
+        head = [f"{method} {path} HTTP/1.1", *self._head, f"Content-Length: {len(content)}"]
+        if body is not None:
+            head.append("Content-Type: application/json")
+        request = "\r\n".join([*head, "", ""]).encode() + content
+        whole = False
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await self._on_kept(request) or await self._on_fresh(request)
+            whole = True
+        except TimeoutError as error:
+            raise ProbeError(f"{'no answer' if self._open else 'no connection'} in time") from error
+        except OSError as error:
+            raise ProbeError(f"no connection: {error.strerror or error}") from error
+        except (EOFError, ValueError, asyncio.LimitOverrunError) as error:
+            raise ProbeError("it closed the connection or does not speak HTTP") from error
+        finally:
+            if not whole:
+                self.close()
+        if not reply.kept:
+            self.close()
+        return reply
+
+    async def _on_kept(self, request: bytes) -> Reply | None:
+        """None: there is no connection, or the engine had closed it before it read this."""
+        if self._open is None:
+            return None
+        reader, writer = self._open
+        try:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (OSError, asyncio.IncompleteReadError) as error:
+            if getattr(error, "partial", b""):
+                raise
+            self.close()
+            return None
+        return await _read_reply(head, reader)
+
+    async def _on_fresh(self, request: bytes) -> Reply:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            reader, writer = self._open = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        writer.write(request)
+        return await _read_reply(await reader.readuntil(b"\r\n\r\n"), reader)
+
+
+async def health(engine: Line) -> None:
     """Return if the engine says that it is well. Engines without /health are well when they list their models."""
-    reply = await _request(at, "GET", "/health")
+    reply = await engine.ask("GET", "/health")
     if reply.status == 404:
-        reply = await _request(at, "GET", "/v1/models")
+        reply = await engine.ask("GET", "/v1/models")
     if reply.status != 200:
         raise ProbeError(f"its health check says HTTP {reply.status}", reply.status)
 
 
-async def cards(at: Address) -> list[Mapping[str, Any]]:
+async def cards(engine: Line) -> list[Mapping[str, Any]]:
     """The entries of the engine's /v1/models that have a name."""
-    reply = await _request(at, "GET", "/v1/models")
+    reply = await engine.ask("GET", "/v1/models")
     if reply.status != 200:
         raise ProbeError(f"/v1/models says HTTP {reply.status}", reply.status)
     try:
@@ -92,9 +163,9 @@ def pick_card(cards: Sequence[Mapping[str, Any]], *, model: str, served_model_na
     return Pick(first["id"], first, note)
 
 
-async def gauges(at: Address) -> Gauges | None:
+async def gauges(engine: Line) -> Gauges | None:
     """The engine's load, or None when it has no such metrics."""
-    reply = await _request(at, "GET", "/metrics")
+    reply = await engine.ask("GET", "/metrics")
     return read_gauges(reply.body.decode(errors="replace")) if reply.status == 200 else None
 
 
@@ -138,12 +209,12 @@ _TRIALS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
 )
 
 
-async def trial(at: Address, model: str, timeout: float) -> str | None:
+async def trial(engine: Line, model: str, timeout: float) -> str | None:
     """Have the engine do the least work it can: one token, or one short vector. Returns the endpoint that did it, or
     None for an engine that has none of those tried (one for speech, say)."""
     async with asyncio.timeout(timeout):
         for path, body in _TRIALS:
-            reply = await _request(at, "POST", path, body={"model": model, **body}, timeout=timeout)
+            reply = await engine.ask("POST", path, body={"model": model, **body}, timeout=timeout)
             if reply.status == 200:
                 return path
             if reply.status not in {400, 404, 405, 501}:
@@ -151,56 +222,19 @@ async def trial(at: Address, model: str, timeout: float) -> str | None:
     return None
 
 
-async def _request(
-    at: Address, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout: float = ANSWER_TIMEOUT
-) -> Reply:
-    parts = urlsplit(at.url)
-    content = b"" if body is None else json.dumps(body).encode()
-    head = [
-        f"{method} {path} HTTP/1.1",
-        f"Host: {parts.netloc}",
-        "Connection: close",
-        f"Content-Length: {len(content)}",
-    ]
-    if body is not None:
-        head.append("Content-Type: application/json")
-    if at.api_key is not None:
-        head.append(f"Authorization: Bearer {at.api_key}")
-    writer = None
-    try:
-        async with asyncio.timeout(timeout):
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                reader, writer = await asyncio.open_connection(
-                    parts.hostname,
-                    parts.port or (443 if parts.scheme == "https" else 80),
-                    ssl=ssl.create_default_context() if parts.scheme == "https" else None,
-                )
-            writer.write("\r\n".join([*head, "", ""]).encode() + content)
-            return await _read_reply(reader)
-    except TimeoutError as error:
-        raise ProbeError(f"{'no answer' if writer else 'no connection'} in time") from error
-    except OSError as error:
-        raise ProbeError(f"no connection: {error.strerror or error}") from error
-    except (EOFError, ValueError, asyncio.LimitOverrunError) as error:
-        raise ProbeError("it closed the connection or does not speak HTTP") from error
-    finally:
-        if writer is not None:
-            writer.transport.abort()
-
-
-async def _read_reply(reader: asyncio.StreamReader) -> Reply:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    status_line, *lines = head.split("\r\n")
+async def _read_reply(head: bytes, reader: asyncio.StreamReader) -> Reply:
+    status_line, *lines = head.decode("latin-1").split("\r\n")
     protocol, _, rest = status_line.partition(" ")
     if protocol not in {"HTTP/1.0", "HTTP/1.1"}:
         raise ValueError(protocol)
     status = int(rest[:3])
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    kept = protocol == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
     if "chunked" in headers.get("transfer-encoding", "").lower():
-        return Reply(status, await _read_chunks(reader))
+        return Reply(status, await _read_chunks(reader), kept)
     if "content-length" in headers:
-        return Reply(status, await reader.readexactly(_bounded(int(headers["content-length"]))))
-    return Reply(status, await _read_to_end(reader))
+        return Reply(status, await reader.readexactly(_bounded(int(headers["content-length"]))), kept)
+    return Reply(status, await _read_to_end(reader), kept=False)
 
 
 async def _read_chunks(reader: asyncio.StreamReader) -> bytes:

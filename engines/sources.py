@@ -57,6 +57,7 @@ class RemoteEngine:
                 record.happened(Happening.SILENT, reason=why, load=None)
                 record.tell(EventKind.UNHEALTHY, f"{record.replica.url} does not answer: {why}")
         finally:
+            self._monitor.close()
             record.happened(Happening.ENDED, reason=None, load=None)
 
     async def _until_usable(self) -> None:
@@ -64,7 +65,7 @@ class RemoteEngine:
         while True:
             await self._monitor.until_well(self._pace.absent, on_miss=lambda why: record.change(reason=why))
             try:
-                cards = await probe.cards(self._monitor.at)
+                cards = await probe.cards(self._monitor.line)
             except ProbeError as error:
                 if error.status in {401, 403}:
                     # Every request would be refused as this one was.

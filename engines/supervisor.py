@@ -107,13 +107,13 @@ class LocalEngine:
         record.change(url=at.url, api_key=at.api_key, card={}, restarts=self._launches - 1, reason="loading the model")
         record.tell(EventKind.STARTED, f"started process {process.pid} at {at.url}, log in {log}")
         self.pid = process.pid
-        self._monitor = Monitor(
+        self._monitor = monitor = Monitor(
             at,
             self._pace,
             on_load=lambda load: record.change(load=load),
             stall_timeout=self.job.stall_timeout,
         )
-        serving = asyncio.ensure_future(self._serve(self._monitor))
+        serving = asyncio.ensure_future(self._serve(monitor))
         ends: set[asyncio.Future[Any]] = {serving, process.exited}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -135,6 +135,7 @@ class LocalEngine:
         finally:
             self._monitor = self.pid = None
             serving.cancel()
+            monitor.close()
             process.kill()
             await asyncio.gather(serving, process.gone(), return_exceptions=True)
 
@@ -174,8 +175,8 @@ class LocalEngine:
             async with asyncio.timeout(spec.start_timeout):
                 await monitor.until_well(self._pace.starting)
                 record.change(reason="generating a first token")
-                await probe.trial(monitor.at, name, spec.start_timeout)
-                cards = await probe.cards(monitor.at)
+                await probe.trial(monitor.line, name, spec.start_timeout)
+                cards = await probe.cards(monitor.line)
         except TimeoutError:
             raise HungError(f"not ready {spec.start_timeout:g} s after its start (start_timeout)") from None
         self._ready_at = time.monotonic()

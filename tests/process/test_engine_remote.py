@@ -169,10 +169,10 @@ async def test_a_bug_in_the_watch_does_not_end_it(
     faults = [RuntimeError("bug")]
     health = probe.health
 
-    async def buggy(at: probe.Address) -> None:
+    async def buggy(engine: probe.Line) -> None:
         if faults:
             raise faults.pop()
-        await health(at)
+        await health(engine)
 
     monkeypatch.setattr("engines.fleet._AFTER_A_BUG", 0.01)
     monkeypatch.setattr(probe, "health", buggy)

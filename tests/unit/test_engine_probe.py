@@ -1,6 +1,7 @@
 """What is read of an engine's answers; and that no answer, however odd, is more than a `ProbeError`."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from engines import probe
 from engines.machine import find_python, this_machine
-from engines.probe import Address, Gauges, Pick, ProbeError, pick_card, read_gauges
+from engines.probe import Address, Gauges, Line, Pick, ProbeError, pick_card, read_gauges
 from engines.types import Load
 
 A: Mapping[str, Any] = {"id": "a", "max_model_len": 1}
@@ -76,24 +77,44 @@ def test_load_is_read_of_metrics(text: str, expected: Gauges | None) -> None:
     assert read_gauges(text) == expected
 
 
-@asynccontextmanager
-async def answering(answer: bytes | Callable[[bytes], bytes], *, hold: bool = False) -> AsyncIterator[Address]:
-    """A server that sends `answer` to whatever it is asked, and then closes, unless it is to hold the connection."""
-    done = asyncio.Event()
+class Answering:
+    """A server that sends `answer` to whatever it is asked. It closes after so many questions, or holds the connection."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer(head) if callable(answer) else answer)
-        if hold:
-            await done.wait()
+    def __init__(self, answer: bytes | Callable[[bytes], bytes], closes_after: int | None) -> None:
+        self._answer = answer
+        self._closes_after = closes_after
+        self.connections = 0
+        self.served: list[asyncio.Task[None]] = []
+
+    def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.served.append(asyncio.create_task(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(self._closes_after or 1000):
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except (asyncio.IncompleteReadError, ConnectionError):
+                break
+            writer.write(self._answer(head) if callable(self._answer) else self._answer)
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+
+@asynccontextmanager
+async def answering(
+    answer: bytes | Callable[[bytes], bytes], *, closes_after: int | None = 1
+) -> AsyncIterator[tuple[Line, Answering]]:
+    engine = Answering(answer, closes_after)
+    server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+    line = Line(Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "k"))
     try:
-        yield Address(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "k")
+        yield line, engine
     finally:
-        done.set()
+        line.close()
         server.close()
+        await asyncio.gather(*engine.served)
 
 
 MODELS = b'{"data":[{"id":"a"}]}'
@@ -110,8 +131,8 @@ MODELS = b'{"data":[{"id":"a"}]}'
     ],
 )
 async def test_bodies_in_every_framing(answer: bytes) -> None:
-    async with answering(answer) as at:
-        assert await probe.cards(at) == [{"id": "a"}]
+    async with answering(answer) as (line, _):
+        assert await probe.cards(line) == [{"id": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -135,16 +156,57 @@ async def test_bodies_in_every_framing(answer: bytes) -> None:
     ],
 )
 async def test_odd_answers(answer: bytes, status: int | None, message: str) -> None:
-    async with answering(answer) as at:
+    async with answering(answer) as (line, _):
         with pytest.raises(ProbeError, match=message) as caught:
-            await probe.cards(at)
+            await probe.cards(line)
     assert caught.value.status == status
 
 
-async def test_a_silent_server_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with answering(b"", hold=True) as at:
-        with pytest.raises(ProbeError, match="no answer in time"):
-            await probe._request(at, "GET", "/health", timeout=0.05)
+async def test_a_silent_server_is_waited_for_only_so_long() -> None:
+    async with answering(b"", closes_after=None) as (line, engine):
+        for asked in (1, 2):
+            with pytest.raises(ProbeError, match="no answer in time"):
+                await line.ask("GET", "/health", timeout=0.05)
+            assert engine.connections == asked  # what may still come on the first one is no answer to the next question
+
+
+WELL = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+async def test_many_questions_on_one_connection() -> None:
+    async with answering(WELL, closes_after=None) as (line, engine):
+        for _ in range(5):
+            await probe.health(line)
+        assert engine.connections == 1
+        line.close()
+        await probe.health(line)
+        assert engine.connections == 2
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+async def test_a_connection_that_the_engine_closes_is_made_anew(questions: int) -> None:
+    async with answering(WELL, closes_after=questions) as (line, engine):
+        for _ in range(6):
+            await probe.health(line)
+        assert engine.connections == 6 // questions
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", WELL.replace(b"\r\n\r\n", b"\r\nConnection: Close\r\n\r\n")],
+)
+async def test_a_connection_that_will_not_stay_is_not_asked_again(answer: bytes) -> None:
+    async with answering(answer, closes_after=None) as (line, engine):
+        for _ in range(3):
+            await probe.health(line)
+        assert engine.connections == 3
+
+
+async def test_an_engine_that_is_gone_is_found_out_on_a_kept_connection() -> None:
+    async with answering(WELL) as (line, _):
+        await probe.health(line)
+    with pytest.raises(ProbeError, match="no connection"):
+        await probe.health(line)
 
 
 def by_path(**statuses: int) -> Callable[[bytes], bytes]:
@@ -167,14 +229,14 @@ def by_path(**statuses: int) -> Callable[[bytes], bytes]:
     ],
 )
 async def test_the_least_work_that_an_engine_can_do(statuses: dict[str, int], expected: str | None) -> None:
-    async with answering(by_path(**statuses)) as at:
-        assert await probe.trial(at, "m", 5) == expected
+    async with answering(by_path(**statuses)) as (line, _):
+        assert await probe.trial(line, "m", 5) == expected
 
 
 async def test_work_that_fails() -> None:
-    async with answering(by_path(completions=500)) as at:
+    async with answering(by_path(completions=500)) as (line, _):
         with pytest.raises(ProbeError, match="a trial request to /v1/completions got HTTP 500"):
-            await probe.trial(at, "m", 5)
+            await probe.trial(line, "m", 5)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +244,12 @@ async def test_work_that_fails() -> None:
     [({"health": 200}, True), ({"models": 200}, True), ({}, False), ({"health": 503, "models": 200}, False)],
 )
 async def test_health(statuses: dict[str, int], well: bool) -> None:
-    async with answering(by_path(**statuses)) as at:
+    async with answering(by_path(**statuses)) as (line, _):
         if well:
-            await probe.health(at)
+            await probe.health(line)
         else:
             with pytest.raises(ProbeError, match="its health check says HTTP"):
-                await probe.health(at)
+                await probe.health(line)
 
 
 def test_this_machine_is_seen_as_its_environment_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
