@@ -21,6 +21,7 @@ PACKAGE: Final = Path(__file__).parent
 # All or none of them: compiled code knows how the objects of the others are laid out.
 MODULES: Final = (
     "auth",
+    "beat",
     "cork",
     "drive",
     "edge.guard",

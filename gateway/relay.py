@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import orjson
 
 from gateway import errors
+from gateway.beat import until_beat
 from gateway.drive import Event
 from gateway.observe.counters import Histogram
 from gateway.types import Call, Sink, Usage
@@ -342,7 +343,7 @@ class Ticker:
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        self._handle = asyncio.get_running_loop().call_later(self._interval, self._tick)
+        self._handle = asyncio.get_running_loop().call_later(until_beat(self._interval), self._tick)
 
     def _tick(self) -> None:
         self.start()

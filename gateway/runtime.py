@@ -28,6 +28,7 @@ from gateway.admin.guard import AdminKey
 from gateway.admin.live import make_pulse
 from gateway.admin.recent import Recent
 from gateway.app import Asgi, Console, make_app
+from gateway.beat import until_beat
 from gateway.books import Books, wanted
 from gateway.compose import Memory, admin_digest, make_keyring, make_policy, sources
 from gateway.config.load import load
@@ -39,7 +40,7 @@ from gateway.limits.memory import MemoryLimiter
 from gateway.listen import CannotListenError, handed_over, listen, notify, url
 from gateway.observe.access import AccessLog
 from gateway.observe.logs import UVICORN
-from gateway.observe.loop import sample_loop_lag
+from gateway.observe.loop import LoopLag
 from gateway.observe.metrics import Metrics
 from gateway.policy import Gateway
 from gateway.reload import Reloader, needs_restart, overridden
@@ -65,7 +66,25 @@ def on_engine_event(event: EngineEvent) -> None:
 
 
 class Server(uvicorn.Server):
-    """Signals are the process's own matter: SIGTERM drains before the server is told to go."""
+    """Signals are the process's own matter: SIGTERM drains before the server is told to go, by `leave`.
+
+    It waits for that, and does not look ten times a second; whoever holds it calls `on_tick(0)` once a second, for the
+    date that answers carry.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._leaving = asyncio.Event()
+
+    def leave(self, *, at_once: bool = False) -> None:
+        """`at_once`: does not wait for what is open."""
+        self.should_exit = True
+        self.force_exit = self.force_exit or at_once
+        self._leaving.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._leaving.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -149,14 +168,15 @@ class Process:
         loop.add_signal_handler(signal.SIGINT, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._on_sighup)
         background = [
-            asyncio.create_task(sample_loop_lag(metrics.loop_lag)),
             asyncio.create_task(self._sweep()),
             asyncio.create_task(pulse.run()),
         ]
         if self._watch:
             background.append(asyncio.create_task(watch(self._path, self._reload)))
         gateway.access_log.start()
-        gateway.ticker.start()
+        loop_lag = LoopLag(metrics.loop_lag)
+        for timer in (gateway.ticker, loop_lag):
+            timer.start()
         await self._keep_books()
         await self._fleet.start()
         gc.collect()
@@ -176,7 +196,8 @@ class Process:
         finally:
             for task in background:
                 task.cancel()
-            gateway.ticker.stop()
+            for timer in (gateway.ticker, loop_lag):
+                timer.stop()
             gateway.client.close()
             await self._fleet.stop()
             await gateway.access_log.stop()
@@ -204,13 +225,15 @@ class Process:
     async def _sweep(self) -> None:
         limits_at = 0.0
         while True:
-            await asyncio.sleep(SWEEP)
+            await asyncio.sleep(until_beat(SWEEP))
             now = time.monotonic()
             self._gateway.client.sweep(now)
             if now >= limits_at:
                 limits_at = now + SWEEP_LIMITS
                 self._limiter.sweep()
             for server in self._servers:
+                if server.started:
+                    await server.on_tick(0)
                 for connection in list(server.server_state.connections):
                     if isinstance(connection, EdgeProtocol):
                         connection.tick(now)
@@ -253,7 +276,7 @@ class Process:
             log.warning("stopping at once")
             self._give_up()
             for server in self._servers:
-                server.should_exit = server.force_exit = True
+                server.leave(at_once=True)
             return
         self._told_to_stop.set()
         notify("STOPPING=1", os.environ)
@@ -277,7 +300,7 @@ class Process:
             await asyncio.sleep(DRAIN_POLL)
         self._give_up()
         for server in self._servers:
-            server.should_exit = True
+            server.leave()
 
     def _busy(self, linger: float) -> bool:
         """Whether something is still open; until `linger` (monotonic seconds), a connection is enough."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Final, Generic, TypeVar
 
 from gateway.admin.figures import Look
+from gateway.beat import until_beat
 
 TICK: Final = 1.0  # seconds between two figures
 STRIDE: Final = 10  # ticks between two points of the history
@@ -39,12 +40,11 @@ class Pulse(Generic[P]):
 
     async def run(self) -> None:
         """Until cancelled."""
-        now = asyncio.get_running_loop().time
         last = kept = self._look()
-        due, ticks = now(), 0
+        ticks = 0
         while True:
-            due, ticks = max(due + self._tick, now()), ticks + 1
-            await asyncio.sleep(due - now())
+            ticks += 1
+            await asyncio.sleep(until_beat(self._tick))
             whole = ticks % STRIDE == 0
             if not whole and not self.watchers:
                 continue

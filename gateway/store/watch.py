@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from gateway.beat import until_beat
 from gateway.keys import next_change
 from gateway.store.base import KeyRecord, StoreError, TeamRecord
 
@@ -97,4 +98,4 @@ class Watch:
             if self._next is not None and self._next <= now:
                 self._tell()
             due = math.inf if self._next is None else self._next - now + _SOON
-            await asyncio.sleep(min(self._interval, due))
+            await asyncio.sleep(min(until_beat(self._interval), due))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from gateway.beat import until_beat
 from gateway.limits.memory import MemoryLimiter, has_news
 from gateway.store.base import Owner, StoreError
 from gateway.store.journal import Journal
@@ -58,7 +59,7 @@ class Ledger:
         """Until cancelled."""
         wait, adopted, pruned = INTERVAL, time.monotonic(), time.monotonic() - PRUNE_EVERY
         while True:
-            await asyncio.sleep(wait)
+            await asyncio.sleep(until_beat(wait))
             now = time.monotonic()
             try:
                 await self.flush()

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engines.types import FleetView, Load, Replica, ReplicaState
 from gateway.observe.counters import LOOP_LAG, OTHER, REQUEST, TTFT, Histogram
-from gateway.observe.loop import sample_loop_lag
+from gateway.observe.loop import LoopLag
 from gateway.observe.metrics import Metrics
 
 CONTRACT = {
@@ -245,13 +245,15 @@ def test_process_metrics_are_there_and_registries_are_apart() -> None:
     assert b"only here" not in second.render()
 
 
-async def test_the_loop_lag_is_sampled_until_cancelled() -> None:
+async def test_the_loop_lag_is_observed_again_and_again_until_it_is_stopped() -> None:
     lag = Histogram(LOOP_LAG)
-    task = asyncio.create_task(sample_loop_lag(lag, interval=0))
-    while not any(lag.counts):  # noqa: ASYNC110 - it sets nothing that could be waited for
+    sampled = LoopLag(lag, interval=0.001)
+    sampled.stop()
+    sampled.start()
+    while sum(lag.counts) < 3:  # noqa: ASYNC110 - it sets nothing that could be waited for
         await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert sum(lag.counts) >= 1
+    sampled.stop()
     assert lag.total >= 0
+    before = sum(lag.counts)
+    await asyncio.sleep(0.01)
+    assert sum(lag.counts) == before
