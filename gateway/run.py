@@ -217,6 +217,7 @@ class Run:
         metrics = self.model.metrics if self.model is not None else gateway.metrics.other_model
         metrics.request(head.endpoint.path, outcome.status, seconds)
         usage, at = outcome.usage, time() - seconds
+        prompt, completion, cached = usage or NOTHING
         if gateway.note_usage is not None and self.caller is not None:
             gateway.note_usage(
                 (
@@ -230,7 +231,9 @@ class Run:
                     outcome.state,
                     outcome.error,
                     outcome.replica,
-                    *(usage or NOTHING),
+                    prompt,
+                    completion,
+                    cached,
                     cost,
                     outcome.ttft,
                     seconds,
@@ -248,9 +251,9 @@ class Run:
                     head.endpoint.path,
                     outcome.replica,
                     outcome.status,
-                    usage.prompt if usage else None,
-                    usage.completion if usage else None,
-                    usage.cached if usage else None,
+                    prompt if usage else None,
+                    completion if usage else None,
+                    cached if usage else None,
                     outcome.ttft,
                     seconds,
                     outcome.attempts,

@@ -64,18 +64,12 @@ def encode(record: AccessRecord) -> bytes:
         client,
     ) = record
     second = int(at)
-    # Compiled, this is three times as quick as an f-string with formats.
-    line = '{"time":"%s.%03dZ","request_id":%s,%s,"status":%d,%s,"ttft":%s,"duration":%s,"attempts":%d,%s}\n' % (  # noqa: UP031
-        _utc(second),
-        int((at - second) * 1000),
-        _fresh(request_id),
-        _where(key, model, endpoint, replica),
-        status,
-        _tokens(prompt, completion, cached),
-        "null" if ttft is None else _seconds(ttft),
-        _seconds(duration),
-        attempts,
-        _end(outcome, code, retries, client),
+    # Compiled, an f-string is put together at once, and one with formats (or `%`) is not: hence the digits cut from sums.
+    line = (
+        f'{{"time":"{_utc(second)}.{str(1000 + int((at - second) * 1000))[1:]}Z","request_id":{_fresh(request_id)},'
+        f'{_where(key, model, endpoint, replica)},"status":{status},{_tokens(prompt, completion, cached)},'
+        f'"ttft":{"null" if ttft is None else _seconds(ttft)},"duration":{_seconds(duration)},"attempts":{attempts},'
+        f"{_end(outcome, code, retries, client)}}}\n"
     )
     return line.encode()
 
@@ -97,16 +91,15 @@ def _end(outcome: Outcome, code: str | None, retries: int | None, client: str) -
 
 
 def _tokens(prompt: int | None, completion: int | None, cached: int | None) -> str:
-    if prompt is None or completion is None or cached is None:
-        numbers = _number(prompt), _number(completion), _number(cached)
-        return '"prompt_tokens":%s,"completion_tokens":%s,"cached_tokens":%s' % numbers  # noqa: UP031
-    return '"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d' % (prompt, completion, cached)  # noqa: UP031
+    return (
+        f'"prompt_tokens":{_number(prompt)},"completion_tokens":{_number(completion)},"cached_tokens":{_number(cached)}'
+    )
 
 
 def _seconds(value: float) -> str:
     """With microseconds."""
     micros = int(value * 1e6 + 0.5)
-    return "%d.%06d" % (micros // 1_000_000, micros % 1_000_000)  # noqa: UP031
+    return f"{micros // 1_000_000}.{str(1_000_000 + micros % 1_000_000)[1:]}"
 
 
 def _number(value: int | None) -> str:
