@@ -3,12 +3,14 @@
 To wake a process that sleeps costs more than most of what it wakes for.
 """
 
-import asyncio
 from math import floor
+from time import monotonic
 
 
 def until_beat(interval: float) -> float:
-    """Seconds until the next multiple of `interval` on the running loop's clock, the first one that is not near."""
-    now = asyncio.get_running_loop().time()
-    # A timer may be early by a millisecond: the multiple that it was set for is then not taken for the next one.
+    """Seconds until the next multiple of `interval` on the monotonic clock, from half an interval to one and a half.
+
+    So what is due at a multiple and wakes a little before it, as timers do, does not wake twice.
+    """
+    now = monotonic()
     return floor(now / interval + 1.5) * interval - now

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "pure",
         (
+            "gateway.beat",
             "gateway.config",
             "gateway.head",
             "gateway.keys",

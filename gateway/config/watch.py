@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from gateway.beat import until_beat
-
 INTERVAL: Final = 1.0  # seconds
 
 Look = tuple[int, int, int, int] | None  # what identifies a file's state; None: it is not there
@@ -41,6 +39,6 @@ async def watch(path: Path, on_change: Callable[[], Awaitable[None]], interval: 
     """Awaits `on_change` after each change of a file, until cancelled. A file that is gone is waited for."""
     settling = Settling(look(path))
     while True:
-        await asyncio.sleep(until_beat(interval))
+        await asyncio.sleep(interval)
         if settling.changed(look(path)):
             await on_change()
