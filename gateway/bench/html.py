@@ -385,11 +385,11 @@ def distribution(series: Sequence[tuple[str, Weighted]], width: int = _NARROW, h
     parts = [_frame(x, y, [(t, _brief(t)) for t in x_ticks], [(share, f"{share:.0%}") for share in shares])]
     for css, values in filled:
         parts.append(_bars(css, bins(values, x.low, x.high), x, y))
-        for name, q in (("p50", 0.5), ("p99", 0.99)):
+        for name, q, level in (("p50", 0.5, 0.9), ("p99", 0.99, 0.8)):  # apart, since the two may be close
             at = x.at(min(weighted_quantile(values, q), x.high))
             parts.append(f'<line class="mark {css}" x1="{at:.1f}" x2="{at:.1f}" y1="{y.end}" y2="{y.start}"/>')
             if len(filled) == 1:
-                parts.append(_text(at + 4, y.at(0.9), name))
+                parts.append(_text(at + 4, y.at(level), name))
     return _svg(width, height, "".join(parts))
 
 
