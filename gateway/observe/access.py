@@ -4,7 +4,6 @@ pipe stop the event loop."""
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
@@ -184,8 +183,9 @@ class AccessLog:
     async def _run(self) -> None:
         while not (self._stopping and not self._records):
             await self._some.wait()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._full.wait(), self._interval)
+            timer = asyncio.get_running_loop().call_later(self._interval, self._full.set)  # no timeout: it would raise
+            await self._full.wait()
+            timer.cancel()
             if not self._stopping:
                 self._some.clear()
                 self._full.clear()
