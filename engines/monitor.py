@@ -119,7 +119,7 @@ class Monitor:
 
     async def _pause(self, seconds: float) -> None:
         # Not all at the same time, as engines that started together would be. The timer pokes, too: a timeout would end
-        # the wait by an exception, which takes a third of the time of all that is done for an engine.
+        # the wait by an exception, which takes a quarter of all the time that an engine costs.
         began, wait = time.monotonic(), seconds * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
         timer = asyncio.get_running_loop().call_later(wait, self._poked.set)
         try:

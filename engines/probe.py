@@ -54,7 +54,6 @@ class Line:
     at a time; close it in the end."""
 
     def __init__(self, at: Address) -> None:
-        self.at = at
         parts = urlsplit(at.url)
         secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port or (443 if secure else 80)
