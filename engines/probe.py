@@ -9,6 +9,7 @@ import json
 import re
 import ssl
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -49,6 +50,12 @@ class Gauges(NamedTuple):
     tokens: float  # prompt + generated tokens since its start: moves while it works
 
 
+@cache
+def _trust() -> ssl.SSLContext:
+    """One for all engines: it takes 25 ms to make, and close to a megabyte."""
+    return ssl.create_default_context()
+
+
 class Line:
     """A connection to one engine, kept from one question to the next: to connect costs more than to ask. For one question
     at a time; close it in the end."""
@@ -57,7 +64,7 @@ class Line:
         parts = urlsplit(at.url)
         secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port or (443 if secure else 80)
-        self._tls = ssl.create_default_context() if secure else None
+        self._tls = _trust() if secure else None
         self._head = [f"Host: {parts.netloc}"]
         if at.api_key is not None:
             self._head.append(f"Authorization: Bearer {at.api_key}")
